@@ -1,0 +1,63 @@
+"""The table of a run's results on the terminal: the numbers of `report.html`, as plain lines where it is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kdcache.report import rows, verdict, visible
+from kdcache.report.rows import HEADINGS
+from kdcache.report.wording import NOTHING, amount, count
+
+__all__ = ["print_results"]
+
+
+def print_results(results: Mapping[str, Any], console: Console) -> None:
+    """Print the networks' table, the facts of the store and what they amount to; `results` is results.json."""
+    lines = [[visible(row.name), *row.cells] for row in rows(results)]
+    # Columns in which nobody has a number (no evaluation rows, no baseline) would only take the width.
+    kept = [0, *(i for i in range(1, len(HEADINGS) + 1) if any(line[i] != NOTHING for line in lines))]
+    head = ["Network", *HEADINGS]
+    cells = [[line[i] for i in kept] for line in lines]
+    name = visible(results.get("name") or "results")
+    if console.is_terminal:
+        console.print(_boxed(name, [head[i] for i in kept], cells))
+    else:
+        for line in [name, *_aligned([[head[i] for i in kept], *cells])]:
+            console.print(Text(line), soft_wrap=True)
+    for line in [*_facts(results), verdict(results)]:
+        console.print(Text(line), soft_wrap=not console.is_terminal)
+
+
+def _boxed(name: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=Text(name, style="bold"), title_justify="left", header_style="dim", box=None, pad_edge=False,
+                  padding=(0, 2, 0, 0))
+    for index, heading in enumerate(head):
+        table.add_column(Text(heading), justify="right" if index else "left", no_wrap=index > 0,
+                         overflow="fold" if index == 0 else "ellipsis")
+    for line in cells:
+        table.add_row(*(Text(cell) for cell in line))
+    return table
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(cell.rjust(width) if i else cell.ljust(width)
+                      for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]
+
+
+def _facts(results: Mapping[str, Any]) -> list[str]:
+    store, speed = results.get("store") or {}, results.get("throughput") or {}
+    parts = [
+        (count(store.get("rows")), "{} rows"),
+        (amount(store.get("bytes_per_row")), "{} bytes a row"),
+        (amount(store.get("target_bytes_per_row")), "{} of them targets"),
+        (count(speed.get("dump_samples_per_second")), "dumped at {} samples/s"),
+        (count(speed.get("train_samples_per_second")), "fitted at {} samples/s"),
+    ]
+    known = [form.format(value) for value, form in parts if value != NOTHING]
+    return [f"Store: {', '.join(known)}"] if known else []

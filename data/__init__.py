@@ -1,0 +1,1 @@
+"""Recipes and the list of known public datasets, installed as `kdcache_data`."""

@@ -1,0 +1,212 @@
+"""The recipe's tables as checked values. What a key means is said here, once; `docs/recipe.md` is made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "EarlyStopping",
+    "FieldConfig",
+    "InputConfig",
+    "ObjectiveConfig",
+    "Recipe",
+    "SourceConfig",
+    "StoreConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainConfig",
+]
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+class Table(BaseModel):
+    """A table of the recipe: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(Table):
+    """Where samples come from. Either `dataset` (a name that `kdcache data list` shows) or `kind`."""
+
+    dataset: str | None = None
+    split: str = "train"
+    kind: Literal["idx", "cifar", "arrays", "digits", "folder", "python"] | None = None
+    images: Path | None = Field(None, description="idx: the images file; arrays: the inputs .npy")
+    labels: Path | None = Field(None, description="idx: the labels file; arrays: the labels .npy")
+    files: tuple[Path, ...] = Field((), description="cifar: the record files, in order")
+    label: Literal["fine", "coarse"] = Field("fine", description="cifar: which of CIFAR-100's two labels")
+    path: Path | None = Field(None, description="folder: one subfolder a class; arrays: an .npz")
+    size: Positive | None = Field(None, description="folder: side in pixels to which images are resized and cropped")
+    input_key: str = Field("x", description="arrays: the .npz member that holds the inputs")
+    label_key: str = Field("y", description="arrays: the .npz member that holds the labels")
+    factory: str | None = Field(None, description="python: package.module:factory")
+    args: dict[str, Any] = Field(default_factory=dict, description="python: keyword arguments of the factory")
+    rows: Positive | None = Field(None, description="keep so many rows, drawn by `seed`")
+    labelled: Positive | None = Field(None, description="hide all labels but so many, drawn by `seed` (label -1)")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceConfig:
+        if (self.dataset is None) == (self.kind is None):
+            raise ValueError("give either `dataset` (a known name) or `kind`")
+        return self
+
+
+class StoreConfig(Table):
+    """How the store is laid out on disk."""
+
+    format: Literal["parquet", "hdf5"] = "parquet"
+    compression: Literal["none", "lz4", "zstd", "deflate"] = "none"
+    unit_rows: Positive = 8192
+    block_rows: Positive = 1024
+    order: Literal["shuffled", "source"] = "shuffled"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> StoreConfig:
+        if self.unit_rows % self.block_rows:
+            raise ValueError(f"unit_rows = {self.unit_rows} must be a multiple of block_rows = {self.block_rows}")
+        allowed = {"parquet": ("none", "lz4", "zstd"), "hdf5": ("none", "deflate")}[self.format]
+        if self.compression not in allowed:
+            raise ValueError(f"compression = {self.compression!r} is not for {self.format}: take one of {allowed}")
+        return self
+
+
+class InputConfig(Table):
+    """Standardisation of integer inputs, per channel, in the units of the stored values (0-255 for images)."""
+
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+
+class EarlyStopping(Table):
+    """Stop when a metric of the held-out training rows no longer improves."""
+
+    metric: Literal["val_loss", "val_accuracy"] = "val_loss"
+    patience: Positive = Field(10, description="evaluations (one an epoch) without improvement")
+    restore_best: bool = True
+
+
+class TrainConfig(Table):
+    """One fit: of a teacher, a baseline or a student."""
+
+    epochs: Positive | None = Field(None, description="passes over the rows that the objective can use (default 10)")
+    steps: Positive | None = Field(None, description="optimiser steps, instead of epochs")
+    batch_size: Positive = 256
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    momentum: Fraction = Field(0.9, description="sgd")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine", "step", "one_cycle", "warmup"] = "constant"
+    warmup: Fraction = Field(0.05, description="warmup, one_cycle: share of the steps in which the rate rises")
+    milestones: tuple[Fraction, ...] = Field((0.5, 0.75), description="step: shares of the steps where the rate falls")
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="step: the factor by which it falls")
+    augment: tuple[Literal["flip", "crop"], ...] = ()
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    accumulate: Positive = Field(1, description="micro-batches summed into one step")
+    precision: Precision = "fp32"
+    early_stopping: EarlyStopping | None = None
+    holdout: Fraction = Field(0.1, description="share of the training rows that early stopping watches")
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    lanes: Positive = Field(64, description="sub-streams that the loader mixes; part of the order")
+    memory_mib: Positive = Field(1024, description="what the loader may keep in memory")
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(30.0, description="0 writes one after every step")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give `epochs` or `steps`, not both")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} repeats a seed")
+        return self
+
+
+class TeacherConfig(Table):
+    """The network that is run once. `weights` from a file, or trained here by `fit`."""
+
+    model: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    weights: Path | None = None
+    input: InputConfig | None = Field(None, description="for weights that do not carry their own")
+    batch_size: Positive = 256
+    precision: Precision = "fp32"
+    fit: TrainConfig | None = None
+    taps: dict[str, str] = Field(default_factory=dict, description="field = module path")
+    pool: Literal["avg", "none"] = Field("none", description="avg: mean over the spatial axes of every tap")
+
+    @model_validator(mode="after")
+    def _weights_or_fit(self) -> TeacherConfig:
+        if self.weights is not None and self.fit is not None:
+            raise ValueError("give `weights` or `fit`, not both")
+        for name in self.taps:
+            if name in ("input", "label", "id", "logits"):
+                raise ValueError(f"taps: {name!r} is a field of its own; call the tap features.<name>")
+        return self
+
+
+class FieldConfig(Table):
+    """How one field is stored. Which of the keys a codec takes, and their bounds, is the codec's to say."""
+
+    codec: Literal["dense", "topk", "lowrank"] = "dense"
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    k: Positive | None = None
+    bytes: Positive | None = None
+
+    def configuration(self) -> dict[str, Any]:
+        """The keys that were given, without the codec's name."""
+        return self.model_dump(exclude={"codec"}, exclude_none=True)
+
+
+class ObjectiveConfig(Table):
+    """One term of the loss; the terms are summed with their weights."""
+
+    name: str
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    field: str | None = Field(None, description="the teacher's field; default `logits`, or the label for `ce`")
+    tap: str | None = Field(None, description="the student's module path, for losses on features")
+
+
+class StudentConfig(Table):
+    """A network to be fitted; what it leaves out is taken from `[student]`, `[[objective]]` and `[train]`."""
+
+    model: str | None = None
+    args: dict[str, Any] | None = None
+    objective: tuple[ObjectiveConfig, ...] | None = None
+    train: dict[str, Any] = Field(default_factory=dict, description="keys of [train] that differ for this student")
+
+
+class Recipe(Table):
+    """A whole experiment."""
+
+    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    source: SourceConfig
+    eval_source: SourceConfig | None = None
+    store: StoreConfig = StoreConfig()
+    teacher: TeacherConfig | None = None
+    fields: dict[str, FieldConfig] = Field(default_factory=dict)
+    student: StudentConfig | None = None
+    students: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")], StudentConfig] = Field(
+        default_factory=dict
+    )
+    objective: tuple[ObjectiveConfig, ...] = ()
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _fields_exist(self) -> Recipe:
+        known = {"logits", *(self.teacher.taps if self.teacher else ())}
+        for name in self.fields:
+            if name not in known:
+                raise ValueError(f"fields.{name}: the teacher gives {sorted(known)}; a feature map needs a tap")
+        if self.teacher is None and self.fields:
+            raise ValueError("[fields] is given but there is no [teacher] to fill them")
+        if self.grid and len(self.students) > 1:
+            raise ValueError("[grid] multiplies one student, and several are named in [students]")
+        return self

@@ -1,0 +1,213 @@
+"""From a TOML file to a checked `Recipe`: parsing, overrides, paths, environment variables, near misses."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from kdcache.config import ObjectiveConfig, Recipe, SourceConfig, TrainConfig
+from kdcache.errors import UsageError
+
+T = TypeVar("T", bound=BaseModel)
+
+__all__ = ["Student", "data_root", "load_recipe", "resolve_students"]
+
+
+@dataclass(frozen=True)
+class Student:
+    """One network to fit, with everything that it inherits filled in."""
+
+    name: str
+    model: str
+    args: dict[str, Any]
+    objective: tuple[ObjectiveConfig, ...]
+    train: TrainConfig
+
+
+def data_root() -> Path:
+    """Where public datasets are kept: `$KDCACHE_DATA`, else the user's cache folder."""
+    if given := os.environ.get("KDCACHE_DATA"):
+        return Path(given).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "kdcache" / "data"
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The checked recipe in a TOML file.
+
+    `overrides` are `key.path=value` with the value in TOML (a bare word is taken as a string); list items are
+    named by their number, `objective.0.weight=0.5`. Relative paths are made absolute against the recipe's folder.
+    Raises UsageError with the file, the key, what was found, and the nearest known key.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: the recipe cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a TOML file: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    recipe = _check(Recipe, table, str(path))
+    return _located(recipe, path.absolute().parent)
+
+
+def resolve_students(recipe: Recipe) -> dict[str, Student]:
+    """Every student that the recipe names, by name, `[grid]` multiplied out."""
+    named = recipe.students or ({"student": recipe.student} if recipe.student else {})
+    students: dict[str, Student] = {}
+    for name, config in named.items():
+        base = recipe.student
+        model = config.model or (base.model if base else None)
+        if model is None:
+            raise UsageError(f"students.{name}: no model; give one there or in [student]")
+        args = config.args if config.args is not None else (base.args if base and config.model is None else None)
+        objective = config.objective if config.objective is not None else recipe.objective
+        if not objective:
+            raise UsageError(f'student {name!r}: no [[objective]]; give at least one, for instance name = "kd"')
+        train = recipe.train.model_dump(exclude_unset=True) | (base.train if base else {}) | config.train
+        students[name] = Student(
+            name, model, args or {}, objective, _check(TrainConfig, train, f"students.{name}.train")
+        )
+    return _multiply(students, recipe.grid) if recipe.grid else students
+
+
+def _multiply(students: dict[str, Student], grid: Mapping[str, list[Any]]) -> dict[str, Student]:
+    (student,) = students.values()
+    axes = []
+    for key, values in grid.items():
+        keys = [part.strip() for part in key.split(",")]
+        for value in values:
+            if len(keys) > 1 and not (isinstance(value, list) and len(value) == len(keys)):
+                raise UsageError(
+                    f"grid: {key!r} sets {len(keys)} keys, so each value is a list of {len(keys)}, not {value}"
+                )
+        axes.append([(keys, value if len(keys) > 1 else [value]) for value in values])
+    cells = {}
+    for cell in itertools.product(*axes):
+        state: dict[str, Any] = {
+            "objective": {o.name: o.model_dump(exclude_unset=True) for o in student.objective},
+            "train": student.train.model_dump(exclude_unset=True),
+            "args": dict(student.args),
+            "model": student.model,
+        }
+        for keys, chosen in cell:
+            for key, value in zip(keys, chosen, strict=True):
+                head, _, tail = key.partition(".")
+                place = state["objective"].get(head) if head not in ("train", "args") else state[head]
+                if key == "model":
+                    state["model"] = value
+                elif place is None or not tail:
+                    known = [*(f"{name}.weight" for name in state["objective"]), "train.lr", "args.<name>", "model"]
+                    raise UsageError(f"grid: {key!r} is not a setting of the student; keys look like {known}")
+                else:
+                    place[tail] = value
+        name = ",".join(f"{keys[0]}={_plain(chosen[0])}" for keys, chosen in cell)
+        cells[name] = Student(
+            name,
+            state["model"],
+            state["args"],
+            tuple(_check(ObjectiveConfig, o, f"grid cell {name}") for o in state["objective"].values()),
+            _check(TrainConfig, state["train"], f"grid cell {name}"),
+        )
+    return cells
+
+
+def _plain(value: Any) -> str:
+    """A value as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", str(value)).strip("-")
+
+
+def _override(table: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {text!r}: write it as key.path=value, for instance --set train.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    place: Any = table
+    *parents, last = key.strip().split(".")
+    try:
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        if isinstance(place, list):
+            place[int(last)] = value
+        else:
+            place[last] = value
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"--set {text!r}: the recipe has no such place") from error
+
+
+def _check(model: type[T], table: Mapping[str, Any], place: str) -> T:
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        raise UsageError("; ".join(_sentence(model, problem, place) for problem in error.errors()[:3])) from None
+
+
+def _sentence(model: type[BaseModel], problem: Any, place: str) -> str:
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"{place}: unknown key {key!r}; {hint}"
+    said = problem["msg"].removeprefix("Value error, ")
+    found = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r})"
+    return f"{place}: {key}: {said}{found}" if key else f"{place}: {said}{found}"
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The keys of the table at a location, found by following the annotations down."""
+    here: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, int) or here is None or part not in here.model_fields:
+            continue
+        found = _table_in(here.model_fields[part].annotation)
+        here = found or here
+    return list(here.model_fields) if here else []
+
+
+def _table_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if found := _table_in(inner):
+            return found
+    return None
+
+
+def _located(recipe: Recipe, folder: Path) -> Recipe:
+    def path(value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        text = os.path.expandvars(str(value).replace("$KDCACHE_DATA", str(data_root())))
+        if "$" in text:
+            raise UsageError(f"{value}: the environment variable in this path is not set")
+        return folder / Path(text).expanduser()
+
+    def source(config: SourceConfig) -> SourceConfig:
+        return config.model_copy(
+            update={
+                "images": path(config.images),
+                "labels": path(config.labels),
+                "path": path(config.path),
+                "files": tuple(path(file) for file in config.files),
+            }
+        )
+
+    changes: dict[str, Any] = {"source": source(recipe.source)}
+    if recipe.eval_source:
+        changes["eval_source"] = source(recipe.eval_source)
+    if recipe.teacher and recipe.teacher.weights:
+        changes["teacher"] = recipe.teacher.model_copy(update={"weights": path(recipe.teacher.weights)})
+    return recipe.model_copy(update=changes)

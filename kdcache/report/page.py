@@ -1,0 +1,115 @@
+"""`report.html`: one page that needs no network and no script, light and dark, for screen, phone and paper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import StorageError
+from kdcache.report.rows import HEADINGS, NOISE, rows
+from kdcache.report.verdict import verdict
+from kdcache.report.wording import NOTHING, amount, count, percent, points, spread, visible
+
+__all__ = ["Picture", "write_page"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in both modes, as `data:` URIs, and the words that go with it."""
+
+    title: str
+    caption: str
+    alt: str
+    light: str
+    dark: str
+
+
+def write_page(path: Path, results: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
+    """Write the page of `results` (results.json) to `path`; the same input gives the same bytes."""
+    from jinja2 import Environment, StrictUndefined
+
+    # `finalize` sees every value on its way to the page, autoescape sees it after: no string needs remembering.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_spelled, trim_blocks=True,
+                              lstrip_blocks=True)
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
+    store = results.get("store") or {}
+    page = template.render(
+        title=results.get("name") or "kdcache run", verdict=verdict(results), headline=_headline(results),
+        headings=HEADINGS, rows=rows(results), noise=f"{NOISE:g}", seeds=results.get("seeds") or [],
+        store=_store(store, results.get("throughput") or {}), fields=_fields(store), fidelity=_fidelity(store),
+        pictures=pictures, commands=_commands(results.get("command")),
+        environment=[(key, _plain(value)) for key, value in (results.get("environment") or {}).items()],
+    )
+    try:
+        path.write_text(page + "\n", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise StorageError(f"{path}: the report cannot be written ({error.strerror}); free the disk or give another "
+                           "--out") from error
+
+
+def _spelled(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _commands(command: Any) -> list[str]:
+    if isinstance(command, str):
+        return [command]
+    return [str(line) for line in command or ()]
+
+
+def _headline(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, value, unit) of the figures at the top."""
+    students = {name: student for name, student in (results.get("students") or {}).items() if student.get("accuracy")}
+    found = [("Teacher", percent((results.get("teacher") or {}).get("accuracy")), "%"),
+             ("Student on labels alone", spread((results.get("baseline") or {}).get("accuracy")), "%")]
+    if students:
+        best = max(students.values(), key=lambda student: float(student["accuracy"]["mean"]))
+        found.append(("Distilled student" if len(students) == 1 else f"Best of {len(students)} distilled students",
+                      spread(best["accuracy"]), "%"))
+        if best.get("gain"):
+            found.append(("Gain" if len(students) == 1 else "Its gain", spread(best["gain"], points), "points"))
+    return [item for item in found if item[1] != NOTHING]
+
+
+def _store(store: Mapping[str, Any], throughput: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = [
+        ("Rows", count(store.get("rows"))),
+        ("Bytes per row", amount(store.get("bytes_per_row"))),
+        ("of them teacher's targets", amount(store.get("target_bytes_per_row"))),
+        ("Format", str(store.get("format") or NOTHING)),
+        ("Dump, samples a second", count(throughput.get("dump_samples_per_second"))),
+        ("Fitting, samples a second", count(throughput.get("train_samples_per_second"))),
+        ("Digest (SHA-256 of the manifest)", str(store.get("digest") or NOTHING)),
+    ]
+    return [fact for fact in facts if fact[1] != NOTHING]
+
+
+def _fields(store: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(field, how it is stored), whatever the store says of it."""
+    found = []
+    for name, field in (store.get("fields") or {}).items():
+        if isinstance(field, Mapping):
+            parts = [value if key == "codec" and isinstance(value, str) else f"{key} {_plain(value)}"
+                     for key, value in field.items() if value not in (None, {}, [], "")]
+            found.append((str(name), ", ".join(parts)))
+        else:
+            found.append((str(name), _plain(field)))
+    return found
+
+
+def _fidelity(store: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(field, [(temperature, KL in nats)])."""
+    found = []
+    for name, measured in (store.get("fidelity") or {}).items():
+        kl = measured.get("kl") if isinstance(measured, Mapping) else None
+        if isinstance(kl, Mapping) and kl:
+            found.append((str(name), [(str(temperature), amount(value)) for temperature, value in kl.items()]))
+    return found

@@ -1,0 +1,134 @@
+"""Which pictures a run's report gets, and what is said under each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kdcache.report import plots
+from kdcache.report.curves import series
+from kdcache.report.page import Picture
+from kdcache.report.statistics import confidence_histogram, confusion
+from kdcache.report.svg import DARK, LIGHT, Palette
+from kdcache.report.wording import percent, visible
+
+__all__ = ["pictures"]
+
+CURVES = (
+    ("val", "accuracy", "Accuracy while fitting", "On the held-out part of the training rows."),
+    ("val", "loss", "Held-out loss", "On the held-out part of the training rows."),
+    ("train", "loss", "Training loss", "On the batches themselves."),
+    ("eval", "accuracy", "Accuracy on the evaluation rows", "Measured while fitting; never used to choose a step."),
+)
+SHOWN = 7  # curves of more students than this hide each other
+
+
+def pictures(
+    results: Mapping[str, Any],
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    teacher_probabilities_top: ArrayLike | None,
+    predictions: Mapping[str, ArrayLike],
+    labels: ArrayLike | None,
+    class_names: Sequence[str],
+) -> list[Picture]:
+    """Every picture for which there are numbers; `write_report` says what the arguments are."""
+    found = [*_accuracy(results), *_heat(results), *_training(results, curves)]
+    if teacher_probabilities_top is not None:
+        found += _confidence(teacher_probabilities_top)
+    if labels is not None:
+        found += _confusions(results, predictions, np.asarray(labels), class_names)
+    return found
+
+
+def _both(paint: Callable[[Palette], str], title: str, caption: str, alt: str) -> Picture:
+    return Picture(title, caption, alt, light=paint(LIGHT), dark=paint(DARK))
+
+
+def _means(results: Mapping[str, Any]) -> dict[str, float]:
+    students = results.get("students") or {}
+    return {name: student["accuracy"]["mean"] for name, student in students.items() if student.get("accuracy")}
+
+
+def _accuracy(results: Mapping[str, Any]) -> list[Picture]:
+    students = {name: results["students"][name]["accuracy"]["seeds"] for name in _means(results)}
+    if not students:
+        return []
+    baseline = ((results.get("baseline") or {}).get("accuracy") or {}).get("seeds") or []
+    teacher = (results.get("teacher") or {}).get("accuracy")
+    said = "; ".join(f"{visible(name)} {percent(mean)} %" for name, mean in _means(results).items())
+    return [_both(lambda palette: plots.accuracy_dots(students, baseline, teacher, palette), "Accuracy by seed",
+                  "One dot for each seed, an upright for their mean, a band for ± one standard deviation. "
+                  "The axis does not begin at zero.", f"Accuracy for each seed. Means: {said}.")]
+
+
+def _heat(results: Mapping[str, Any]) -> list[Picture]:
+    grid, means = results.get("grid") or {}, _means(results)
+    axes = list((grid.get("axes") or {}).items())
+    if len(axes) != 2:
+        return []
+    values = np.full([len(options) for _, options in axes], np.nan)
+    for name, chosen in (grid.get("cells") or {}).items():
+        if name in means and len(chosen) == 2 and all(c in options for c, (_, options) in zip(chosen, axes, strict=True)):
+            values[tuple(options.index(c) for c, (_, options) in zip(chosen, axes, strict=True))] = 100 * means[name]
+    if np.isnan(values).all():
+        return []
+    return [_both(lambda palette: plots.grid_heat(axes, values, palette), "Accuracy over the grid",
+                  "Mean over seeds, in %. Every cell was fitted from the same store.",
+                  f"Mean accuracy over {visible(axes[0][0])} and {visible(axes[1][0])}, as in the table.")]
+
+
+def _training(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Picture]:
+    means = _means(results)
+    students = [name for name in curves if name not in ("baseline", "teacher")]
+    kept = sorted(students, key=lambda name: -means.get(name, 0.0))[:SHOWN]
+    chosen = {name: runs for name, runs in curves.items() if name in kept or name not in students}
+    left_out = f" The {SHOWN} most accurate of {len(students)} students." if len(students) > SHOWN else ""
+    found = []
+    for split, key, title, said in CURVES:
+        if not any(len(series(rows, split, key).steps) > 1 for runs in chosen.values() for rows in runs):
+            continue
+        scales = " Losses of different objectives are on different scales." if key == "loss" and len(chosen) > 1 else ""
+
+        def paint(palette: Palette, split: str = split, key: str = key) -> str:
+            return plots.training_curves(chosen, split, key, palette)
+
+        found.append(_both(paint, title, f"{said} Mean over seeds, band ± one standard deviation, single seeds thin."
+                           f"{scales}{left_out}",
+                           f"{title} over optimiser steps for {', '.join(map(visible, chosen))}."))
+    return found
+
+
+def _confidence(top: ArrayLike) -> list[Picture]:
+    counts, edges = confidence_histogram(top)
+    if not counts.sum():
+        return []
+    mean = float(np.mean(np.asarray(top, dtype=np.float64)))
+    return [_both(lambda palette: plots.confidence_bars(counts, edges, mean, palette), "How sure the teacher is",
+                  f"Top-1 probability on {counts.sum():,} rows of the store. Where all of it stands at 1, soft labels say "
+                  "little more than hard ones.", f"Histogram of the teacher's confidence, mean {mean:.3f}.")]
+
+
+def _confusions(results: Mapping[str, Any], predictions: Mapping[str, ArrayLike], labels: NDArray[Any],
+                class_names: Sequence[str]) -> list[Picture]:
+    means = _means(results)
+    students = [name for name in predictions if name not in ("baseline", "teacher")]
+    best = max(students, key=lambda name: means.get(name, 0.0), default=None)
+    shown = [name for name in ("teacher", best) if name is not None and name in predictions]
+    if not shown or not (labels >= 0).any():
+        return []
+    classes = max(len(class_names), int(labels.max()) + 1, *(int(np.max(predictions[name])) + 1 for name in shown))
+    names = class_names if len(class_names) == classes else ()
+    found = []
+    for name in shown:
+        counts = confusion(predictions[name], labels, classes)
+        who = "the teacher" if name == "teacher" else visible(name)
+
+        def paint(palette: Palette, counts: NDArray[np.int64] = counts) -> str:
+            return plots.confusion_matrix(counts, names, palette)
+
+        found.append(_both(paint, f"What {who} confuses", "Of each true class (row), the share in % given to each class.",
+                           f"Confusion matrix of {who}; {percent(np.trace(counts) / counts.sum())} % on the diagonal."))
+    return found

@@ -1,0 +1,76 @@
+"""Whether distillation brought anything, in plain words that claim no more than the seeds support."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdcache.report.wording import amount, percent, points, visible
+
+__all__ = ["NOISE", "beyond_noise", "verdict"]
+
+NOISE = 2.0  # gains smaller than so many times the larger standard deviation are called noise
+
+
+def beyond_noise(gain: Mapping[str, Any]) -> bool | None:
+    """True or False by |gain| >= 2 * max(sd); None where there is no spread to compare with."""
+    ratio = gain.get("in_sds")
+    return None if ratio is None else abs(ratio) >= NOISE
+
+
+def verdict(results: Mapping[str, Any]) -> str:
+    """One or two sentences on the gain of the students over the baseline."""
+    students = results.get("students") or {}
+    if not students:
+        return "No student was fitted, so this run says nothing about what distillation brings."
+    if not any(isinstance(student.get("accuracy"), Mapping) for student in students.values()):
+        return ("No accuracy was measured (the recipe names no eval_source), "
+                "so this run says nothing about what distillation brings.")
+    gains = {name: student["gain"] for name, student in students.items() if student.get("gain")}
+    if not gains:
+        return "No baseline was fitted beside the students, so what distillation brings was not measured."
+    if len(gains) == 1:
+        (name, gain), = gains.items()
+        return f"{_single(gain)} {_against_teacher(results, students[name])}".strip()
+    return _several(gains)
+
+
+def _single(gain: Mapping[str, Any]) -> str:
+    size = f"{abs(100 * gain['mean']):.2f} points"
+    runs = len(gain["seeds"])
+    beyond = beyond_noise(gain)
+    if beyond is None:
+        why = "one seed shows no spread" if runs == 1 else f"the {runs} seeds show no spread"
+        direction = "above" if gain["mean"] >= 0 else "below"
+        return (f"The distilled student is {size} {direction} the same student fitted on labels alone; "
+                f"{why}, so this cannot be told from noise.")
+    ratio = amount(abs(gain["in_sds"]), 2)
+    if not beyond:
+        return (f"Within noise: the distilled student differs from the same student fitted on labels alone by "
+                f"{points(gain['mean'])} points, only {ratio} times the larger standard deviation over {runs} seeds.")
+    effect = "raised" if gain["mean"] > 0 else "lowered"
+    return (f"Distillation {effect} accuracy by {size} over the same student fitted on labels alone: "
+            f"{ratio} times the larger standard deviation over {runs} seeds, more than noise.")
+
+
+def _against_teacher(results: Mapping[str, Any], student: Mapping[str, Any]) -> str:
+    teacher = (results.get("teacher") or {}).get("accuracy")
+    if teacher is None:
+        return ""
+    return f"The student is at {percent(student['accuracy']['mean'])} %, its teacher at {percent(teacher)} %."
+
+
+def _several(gains: Mapping[str, Mapping[str, Any]]) -> str:
+    judged = {name: beyond_noise(gain) for name, gain in gains.items()}
+    best = max(gains, key=lambda name: gains[name]["mean"])
+    largest = f"The largest difference is {points(gains[best]['mean'])} points ({visible(best)})"
+    if None in judged.values():
+        return f"{largest}; there is no spread over seeds to compare it with, so it cannot be told from noise."
+    above = sum(bool(judged[name]) and gains[name]["mean"] > 0 for name in gains)
+    below = sum(bool(judged[name]) and gains[name]["mean"] < 0 for name in gains)
+    if not above and not below:
+        return (f"Within noise: none of the {len(gains)} students differs from the baseline by {NOISE:g} standard "
+                f"deviations. {largest}.")
+    lower = f", {below} fell below it by as much" if below else ""
+    return (f"Of {len(gains)} students, {above} beat the same student fitted on labels alone by more than noise{lower}. "
+            f"{largest}; picked as the best of {len(gains)} on the evaluation rows, it flatters itself a little.")

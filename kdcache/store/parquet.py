@@ -1,0 +1,171 @@
+"""Shards as Parquet: one fixed-size binary column a tensor, uncompressed blocks lying raw in the file.
+
+Row groups are blocks. With dictionaries and statistics off and a data page as large as the row group, an uncompressed
+column chunk is one page, so that block b of a column is the last `rows × width` bytes of its chunk: read by position,
+with no Parquet library in the loop.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from kdcache.arrays import Array
+from kdcache.errors import StoreDamaged
+from kdcache.store.guard import parse_canonical
+
+__all__ = ["SUFFIX", "Shard", "encode"]
+
+SUFFIX = ".parquet"
+_CODEC = {"none": "NONE", "lz4": "LZ4", "zstd": "ZSTD"}
+_FOOTER_LIMIT = 64 << 20
+_PAGE_HEADER_LIMIT = 4096
+
+
+def encode(
+    columns: Mapping[str, NDArray[Any]], schema: Mapping[str, Array], block_rows: int, compression: str, header: bytes
+) -> memoryview:
+    """The bytes of one shard; a pure function of its arguments (and of pyarrow's version, which is in the footer)."""
+    table = pa.Table.from_arrays(
+        [_arrow(columns[name], array) for name, array in schema.items()], schema=_schema(schema, header)
+    )
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        table.schema,
+        use_dictionary=False,
+        write_statistics=False,
+        compression=_CODEC[compression],
+        compression_level=1 if compression == "zstd" else None,
+        column_encoding=dict.fromkeys(schema, "PLAIN"),
+        data_page_size=1 << 30,
+        max_rows_per_page=1 << 30,
+    ) as writer:
+        writer.write_table(table, row_group_size=block_rows)
+    return memoryview(sink.getvalue())
+
+
+def _native(array: Array) -> bool:
+    """Scalars that Parquet has a type for keep it, so that `id` and `label` are numbers to every tool."""
+    return array.shape == () and array.dtype in ("int32", "int64", "float32", "float64")
+
+
+def _schema(schema: Mapping[str, Array], header: bytes) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field(
+                name,
+                pa.from_numpy_dtype(array.numpy) if _native(array) else pa.binary(array.width),
+                nullable=False,
+                metadata={"dtype": array.dtype, "shape": json.dumps(list(array.shape))},
+            )
+            for name, array in schema.items()
+        ],
+        metadata={"kdcache": header},
+    )
+
+
+def _arrow(values: NDArray[Any], array: Array) -> pa.Array:
+    if _native(array):
+        return pa.array(values)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(array.width), len(values), [None, pa.py_buffer(values)])
+
+
+class Shard:
+    """An open Parquet shard whose layout was compared with the plan."""
+
+    def __init__(self, path: Path, schema: Mapping[str, Array], rows: int, block_rows: int) -> None:
+        self.path, self._schema, self._rows, self._block_rows = path, schema, rows, block_rows
+        self._lock = threading.Lock()
+        try:
+            _check_footer_length(path)
+            self._file = pq.ParquetFile(
+                path,
+                memory_map=False,
+                pre_buffer=False,
+                thrift_string_size_limit=_FOOTER_LIMIT,
+                thrift_container_size_limit=1 << 20,
+                arrow_extensions_enabled=False,
+            )
+            metadata = self._file.metadata
+            found = self._file.schema_arrow
+            header = metadata.metadata[b"kdcache"]
+            wanted = _schema(schema, header)
+            if not found.equals(wanted) or [f.metadata for f in found] != [f.metadata for f in wanted]:
+                raise StoreDamaged(
+                    f"its columns are {found.names}, the plan has {list(schema)} (or their types differ)"
+                )
+            sizes = [metadata.row_group(b).num_rows for b in range(metadata.num_row_groups)]
+            expected = [min(block_rows, rows - start) for start in range(0, rows, block_rows)]
+            if sizes != expected:
+                raise StoreDamaged(f"its blocks have {sizes[:4]}… rows, the plan has {expected[:4]}…")
+            self._extents = {
+                (name, b): self._find(metadata.row_group(b).column(i), expected[b] * array.width)
+                for b in range(len(expected))
+                for i, (name, array) in enumerate(schema.items())
+            }
+        except (StoreDamaged, FileNotFoundError):
+            raise
+        except Exception as error:  # a damaged footer makes pyarrow raise whatever it likes
+            raise StoreDamaged(f"not a readable Parquet shard: {error}") from error
+        self.header: dict[str, Any] = parse_canonical(header, str(path))
+
+    @staticmethod
+    def _find(chunk: Any, size: int) -> tuple[int, int] | None:
+        """Where a block lies raw in the file; None where it is compressed (or laid out by somebody else's writer)."""
+        if chunk.total_uncompressed_size > size + _PAGE_HEADER_LIMIT:
+            raise StoreDamaged(
+                f"column {chunk.path_in_schema} declares {chunk.total_uncompressed_size} bytes for {size}"
+            )
+        raw = (
+            chunk.compression == "UNCOMPRESSED"
+            and not chunk.has_dictionary_page
+            and set(chunk.encodings) <= {"PLAIN", "RLE"}
+        )
+        head = chunk.total_compressed_size - size
+        return (chunk.data_page_offset + head, size) if raw and 0 < head < _PAGE_HEADER_LIMIT else None
+
+    def extent(self, column: str, block: int) -> tuple[int, int] | None:
+        """Offset and length of a block's raw bytes in the file, or None where they must be decoded."""
+        return self._extents[column, block]
+
+    def read(self, column: str, block: int) -> NDArray[np.uint8]:
+        """A block's decoded bytes: uint8 [rows × width]."""
+        array = self._schema[column]
+        try:
+            with self._lock:  # a ParquetFile is not for two threads at once
+                chunk = self._file.read_row_group(block, columns=[column], use_threads=False).column(0)
+            (part,) = chunk.chunks
+            start = part.offset * array.width
+            rows = min(self._block_rows, self._rows - block * self._block_rows)
+            if len(part) != rows or part.null_count:
+                raise StoreDamaged(f"block {block}, column {column}: {len(part)} rows, expected {rows}")
+            return np.frombuffer(part.buffers()[1], np.uint8)[start : start + rows * array.width]
+        except StoreDamaged:
+            raise
+        except Exception as error:
+            raise StoreDamaged(f"block {block}, column {column} cannot be decoded: {error}") from error
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+def _check_footer_length(path: Path) -> None:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size < 12:
+            raise StoreDamaged(f"{size} bytes are no Parquet file")
+        file.seek(-8, 2)
+        length, magic = struct.unpack("<I4s", file.read(8))
+    if magic != b"PAR1" or length > min(size - 12, _FOOTER_LIMIT):
+        raise StoreDamaged("its end is not that of a Parquet file; it is truncated or damaged")

@@ -1,0 +1,103 @@
+"""What a store holds: fields (one named quantity each) and the fixed-width columns that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdcache.arrays import Array
+from kdcache.errors import StoreDamaged
+from kdcache.store.guard import check_array, check_name, keys
+
+__all__ = ["StoredField", "columns_of", "differing", "fields_from_json", "plain_field"]
+
+
+@dataclass(frozen=True)
+class StoredField:
+    """One named quantity: `array` is what the codec gives back for one sample, `columns` what is on disk.
+
+    The column of suffix "" has the field's own name, any other is `<field>.<suffix>`.
+    """
+
+    name: str
+    array: Array
+    codec: str
+    configuration: dict[str, Any]
+    columns: dict[str, Array]
+    tables: tuple[str, ...] = field(default=())
+
+    def column(self, suffix: str) -> str:
+        """The name on disk of the column with this suffix."""
+        return f"{self.name}.{suffix}" if suffix else self.name
+
+    @property
+    def width(self) -> int:
+        """Bytes per row on disk, before compression."""
+        return sum(array.width for array in self.columns.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """What the plan says of it."""
+        return {
+            "name": self.name,
+            "array": _array(self.array),
+            "codec": {"name": self.codec, "configuration": self.configuration},
+            "columns": {suffix: _array(array) for suffix, array in self.columns.items()},
+            "tables": list(self.tables),
+        }
+
+
+def plain_field(name: str, array: Array) -> StoredField:
+    """A field kept as it is: one column, codec `dense` in the array's own dtype."""
+    return StoredField(name, array, "dense", {"dtype": array.dtype}, {"": array})
+
+
+def columns_of(fields: Sequence[StoredField]) -> dict[str, Array]:
+    """Every column on disk, in the order of the fields, those of one field by suffix."""
+    return {f.column(suffix): array for f in fields for suffix, array in sorted(f.columns.items())}
+
+
+def fields_from_json(value: Any, place: str) -> tuple[StoredField, ...]:
+    """The fields that a plan names, checked; raises StoreDamaged or TrustError."""
+    if not isinstance(value, list) or not 1 <= len(value) <= 64:
+        raise StoreDamaged(f"{place}: a store has 1 to 64 fields")
+    fields = tuple(_field(item, f"{place}[{i}]") for i, item in enumerate(value))
+    columns = [f.column(suffix) for f in fields for suffix in f.columns]
+    for name in columns:
+        check_name(name, place)
+    if len(set(columns)) != len(columns) or len({f.name for f in fields}) != len(fields):
+        raise StoreDamaged(f"{place}: two fields or columns have one name")
+    if "id" not in columns:
+        raise StoreDamaged(f"{place}: there is no field 'id'")
+    return fields
+
+
+def _field(value: Any, place: str) -> StoredField:
+    table = keys(value, {"name": str, "array": dict, "codec": dict, "columns": dict, "tables": list}, place)
+    codec = keys(table["codec"], {"name": str, "configuration": dict}, f"{place}.codec")
+    if not table["columns"] or len(table["columns"]) > 16:
+        raise StoreDamaged(f"{place}: a field has 1 to 16 columns")
+    return StoredField(
+        check_name(table["name"], place),
+        check_array(table["array"], place),
+        check_name(codec["name"], place),
+        codec["configuration"],
+        {suffix and check_name(suffix, place): check_array(array, place) for suffix, array in table["columns"].items()},
+        tuple(check_name(name, place) for name in table["tables"]),
+    )
+
+
+def _array(array: Array) -> dict[str, Any]:
+    return {"dtype": array.dtype, "shape": list(array.shape)}
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two JSON tables differ, with both values."""
+    for key in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(key), theirs.get(key)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            return differing(a, b, f"{path}{key}.")
+        return f"{path}{key}", a, b
+    return None

@@ -1,0 +1,48 @@
+"""Optimisers from a recipe, and their state as tensors and numbers (no pickle)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcache.config import TrainConfig
+from kdcache.errors import CheckpointError
+
+__all__ = ["build_optimizer", "load_optimizer_state", "optimizer_state"]
+
+
+def build_optimizer(train: TrainConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all parameters that can be trained; decay applies to every one of them."""
+    trained = [p for p in parameters if p.requires_grad]
+    # One fused kernel for a whole parameter, on CPU too: for small students half of a step's time goes here otherwise.
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(trained, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
+    return kind(trained, lr=train.lr, weight_decay=train.weight_decay, fused=fused)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state as tensors named `<parameter number>.<name>`, and what is no tensor by the same names."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for number, entries in optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            place = tensors if isinstance(value, Tensor) else scalars
+            place[f"{number}.{name}"] = value
+    return tensors, scalars
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    """Undo `optimizer_state`; the rates and decays stay the recipe's."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **scalars}.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint's optimiser state does not fit this optimiser: {error}") from error

@@ -1,0 +1,46 @@
+"""Early stopping: remember the best evaluation, and say when to give up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kdcache.config import EarlyStopping
+
+__all__ = ["Stopping"]
+
+
+@dataclass
+class Stopping:
+    """The state of early stopping; patience counts evaluations, and a tie is no improvement.
+
+    Without a configuration it never stops and every evaluation counts as the best.
+    """
+
+    config: EarlyStopping | None
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
+    stopped: bool = False
+    val: dict[str, float] | None = None
+
+    def update(self, step: int, val: dict[str, float]) -> bool:
+        """Take in an evaluation {"loss", "accuracy"?}; True if it is the best so far."""
+        if self.config is None:
+            self.best_step = step
+            return True
+        score = val["loss"] if self.config.metric == "val_loss" else -val["accuracy"]
+        better = self.best is None or score < self.best or math.isnan(self.best)
+        if better:
+            self.best, self.best_step, self.waited = score, step, 0
+        else:
+            self.waited += 1
+        if better or not self.config.restore_best:
+            self.val = dict(val)
+        self.stopped = self.waited >= self.config.patience
+        return better
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {key: value for key, value in asdict(self).items() if key != "config"}
