@@ -1,4 +1,4 @@
-"""The table of a run's results on the terminal: the numbers of `report.html`, as plain lines where it is no terminal."""
+"""A run's results on the terminal: the numbers of `report.html`; plain lines where it is no terminal."""
 
 from __future__ import annotations
 

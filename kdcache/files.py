@@ -1,8 +1,8 @@
-"""The only place that creates, renames, links or syncs files: what is visible under its final name is whole and on disk.
+"""The only place that creates, renames, links or syncs files: what has its final name is whole and on disk.
 
 A file is written under a temporary name, synced, and then published by `rename` (replace what is there) or by `link`
 (create-only: the first writer wins, whoever that is). A failed fsync is never repeated on the same descriptor, because
-Linux marks the pages clean after reporting the error once (Rebello et al., USENIX ATC 2020): the bytes go to a new file.
+Linux marks the pages clean after reporting the error once (Rebello et al., USENIX ATC 2020): a new file is written.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class InputSpec:
             raise UsageError(f"input: mean = {mean}, std = {std}: all must be finite, and std above zero")
 
     def apply(self, x: Tensor) -> Tensor:
-        """Float32 [B, ...]: integer inputs standardised (channels are axis 1 of [B, C, H, W]), float ones as they are."""
+        """Float32 [B, ...]: integers standardised (channels: axis 1 of [B, C, H, W]), floats with their values kept."""
         if x.is_floating_point():
             return x.float()
         if self.mean is None or self.std is None:
@@ -110,7 +110,7 @@ def save_weights(path: Path, model: nn.Module, info: WeightsInfo) -> None:
         raise UsageError(f"{path}: args and extra must be JSON to be kept with the weights: {error}") from error
     if len(metadata) > METADATA_BYTES:
         raise UsageError(
-            f"{path}: args and extra take {len(metadata)} bytes of JSON; at most {METADATA_BYTES} are kept"
+            f"{path}: args and extra take {len(metadata)} bytes as JSON; at most {METADATA_BYTES} are kept"
         )
     # Clones, because safetensors refuses tensors that share memory, as tied weights do.
     tensors = {
@@ -147,7 +147,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
 
 
 def load_model(path: Path, *, allow_import: bool = False) -> tuple[nn.Module, WeightsInfo]:
-    """The network that the file says it is for, with its weights.
+    """The network that the file says it is for, with its weights, in training mode.
 
     `allow_import` lets the file name package.module:factory, that is, code to run: only for files of one's own.
     Raises CheckpointError, and TrustError for a file that names code without that leave.

@@ -15,8 +15,8 @@ class Adapter(nn.Module):
 
     A linear layer for vectors, a 1x1 convolution for maps, with bias, also where the widths agree: two networks
     have no reason to order their channels alike. Shapes are per sample, [D] or [D, H, W]. The shared space is the
-    smaller of the two along each axis, none if one of them is a vector; `hint` pools the teacher's map to it. Features of any float dtype; computed in
-    float32 outside autocast.
+    smaller of the two along each axis, none if one of them is a vector; `hint` pools the teacher's map to it.
+    Features of any float dtype; computed in float32 outside autocast.
     """
 
     def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:

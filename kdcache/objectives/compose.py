@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.arrays import Array
-from kdcache.codecs.targets import SparseLogits
+from kdcache.codecs import SparseLogits
 from kdcache.config import ObjectiveConfig
 from kdcache.errors import UsageError
 from kdcache.objectives.adapters import Adapter
 from kdcache.objectives.feature import hint
 from kdcache.objectives.response import ce, hard_label, kd, mse_logits, soft_ce
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveSpec", "Term", "compose"]
+__all__ = ["CENTRED_CODECS", "OBJECTIVES", "SPARSE_CODECS", "Objective", "ObjectiveSpec", "Term", "compose"]
 
 T = TypeVar("T")
 

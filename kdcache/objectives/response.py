@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcache.codecs.targets import SparseLogits
+from kdcache.codecs import SparseLogits
 from kdcache.errors import UsageError
 
 __all__ = ["ce", "hard_label", "kd", "mse_logits", "soft_ce"]

@@ -39,7 +39,7 @@ def series(rows: Sequence[Mapping[str, Any]], split: str, key: str) -> Series:
     return Series(np.array(steps, dtype=np.float64), np.array([found[step] for step in steps], dtype=np.float64))
 
 
-def thin(curve: Series, limit: int = 200) -> Series:
+def thin(curve: Series, limit: int = 100) -> Series:
     """At most `limit` points: means of neighbouring ones, so that no spike is picked or lost by chance."""
     if len(curve.steps) <= limit:
         return curve

@@ -28,8 +28,11 @@ class Picture:
     dark: str
 
 
-def write_page(path: Path, results: Mapping[str, Any], pictures: Sequence[Picture]) -> None:
-    """Write the page of `results` (results.json) to `path`; the same input gives the same bytes."""
+def write_page(path: Path, results: Mapping[str, Any], pictures: Sequence[Sequence[Picture]]) -> None:
+    """Write the page of `results` (results.json) to `path`, each group of pictures beginning a line of its own.
+
+    The same input gives the same bytes.
+    """
     from jinja2 import Environment, StrictUndefined
 
     # `finalize` sees every value on its way to the page, autoescape sees it after: no string needs remembering.
@@ -97,8 +100,13 @@ def _fields(store: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     for name, field in (store.get("fields") or {}).items():
         if isinstance(field, Mapping):
-            parts = [value if key == "codec" and isinstance(value, str) else f"{key} {_plain(value)}"
-                     for key, value in field.items() if value not in (None, {}, [], "")]
+            inner = field.get("configuration")
+            flat = {**field, "configuration": None, **(inner if isinstance(inner, Mapping) else {"configuration": inner})}
+            # The configuration's dtype is that of what is stored, the field's that of what is decoded.
+            if isinstance(inner, Mapping) and "dtype" in inner:
+                flat = {**flat, "dtype": inner["dtype"], "decoded to": field.get("dtype")}
+            parts = [_plain(value) if key == "codec" else f"{key} {_plain(value)}"
+                     for key, value in flat.items() if value not in (None, {}, [], (), "")]
             found.append((str(name), ", ".join(parts)))
         else:
             found.append((str(name), _plain(field)))

@@ -23,7 +23,7 @@ CURVES = (
     ("train", "loss", "Training loss", "On the batches themselves."),
     ("eval", "accuracy", "Accuracy on the evaluation rows", "Measured while fitting; never used to choose a step."),
 )
-SHOWN = 7  # curves of more students than this hide each other
+SHOWN = len(LIGHT.series)  # curves of more students than this hide each other
 
 
 def pictures(
@@ -33,14 +33,13 @@ def pictures(
     predictions: Mapping[str, ArrayLike],
     labels: ArrayLike | None,
     class_names: Sequence[str],
-) -> list[Picture]:
-    """Every picture for which there are numbers; `write_report` says what the arguments are."""
+) -> list[list[Picture]]:
+    """Every picture for which there are numbers, in groups to be seen together; arguments as of `write_report`."""
     found = [*_accuracy(results), *_heat(results), *_training(results, curves)]
     if teacher_probabilities_top is not None:
         found += _confidence(teacher_probabilities_top)
-    if labels is not None:
-        found += _confusions(results, predictions, np.asarray(labels), class_names)
-    return found
+    pair = [] if labels is None else _confusions(results, predictions, np.asarray(labels), class_names)
+    return [group for group in (found, pair) if group]
 
 
 def _both(paint: Callable[[Palette], str], title: str, caption: str, alt: str) -> Picture:
@@ -71,8 +70,9 @@ def _heat(results: Mapping[str, Any]) -> list[Picture]:
         return []
     values = np.full([len(options) for _, options in axes], np.nan)
     for name, chosen in (grid.get("cells") or {}).items():
-        if name in means and len(chosen) == 2 and all(c in options for c, (_, options) in zip(chosen, axes, strict=True)):
-            values[tuple(options.index(c) for c, (_, options) in zip(chosen, axes, strict=True))] = 100 * means[name]
+        place = tuple(_place(axes[axis][1], option) for axis, option in enumerate(chosen[:2]))
+        if name in means and len(place) == 2 and None not in place:
+            values[place] = 100 * means[name]
     if np.isnan(values).all():
         return []
     return [_both(lambda palette: plots.grid_heat(axes, values, palette), "Accuracy over the grid",
@@ -80,12 +80,17 @@ def _heat(results: Mapping[str, Any]) -> list[Picture]:
                   f"Mean accuracy over {visible(axes[0][0])} and {visible(axes[1][0])}, as in the table.")]
 
 
+def _place(options: Sequence[Any], option: Any) -> int | None:
+    return options.index(option) if option in options else None
+
+
 def _training(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Picture]:
     means = _means(results)
     students = [name for name in curves if name not in ("baseline", "teacher")]
     kept = sorted(students, key=lambda name: -means.get(name, 0.0))[:SHOWN]
-    chosen = {name: runs for name, runs in curves.items() if name in kept or name not in students}
-    left_out = f" The {SHOWN} most accurate of {len(students)} students." if len(students) > SHOWN else ""
+    chosen = {name: curves[name] for name in dict.fromkeys([*means, *curves])
+              if name in curves and (name in kept or name not in students)}
+    left_out = f" Shown: the {SHOWN} most accurate of {len(students)} students." if len(students) > SHOWN else ""
     found = []
     for split, key, title, said in CURVES:
         if not any(len(series(rows, split, key).steps) > 1 for runs in chosen.values() for rows in runs):
@@ -107,8 +112,8 @@ def _confidence(top: ArrayLike) -> list[Picture]:
         return []
     mean = float(np.mean(np.asarray(top, dtype=np.float64)))
     return [_both(lambda palette: plots.confidence_bars(counts, edges, mean, palette), "How sure the teacher is",
-                  f"Top-1 probability on {counts.sum():,} rows of the store. Where all of it stands at 1, soft labels say "
-                  "little more than hard ones.", f"Histogram of the teacher's confidence, mean {mean:.3f}.")]
+                  f"Top-1 probability on {counts.sum():,} rows of the store. Where all of it stands at 1, soft labels "
+                  "say little more than hard ones.", f"Histogram of the teacher's confidence, mean {mean:.3f}.")]
 
 
 def _confusions(results: Mapping[str, Any], predictions: Mapping[str, ArrayLike], labels: NDArray[Any],
@@ -129,6 +134,7 @@ def _confusions(results: Mapping[str, Any], predictions: Mapping[str, ArrayLike]
         def paint(palette: Palette, counts: NDArray[np.int64] = counts) -> str:
             return plots.confusion_matrix(counts, names, palette)
 
-        found.append(_both(paint, f"What {who} confuses", "Of each true class (row), the share in % given to each class.",
+        found.append(_both(paint, f"What {who} confuses",
+                           "Of each true class (row), the share in % given to each class.",
                            f"Confusion matrix of {who}; {percent(np.trace(counts) / counts.sum())} % on the diagonal."))
     return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
 
 def accuracy_dots(students: Mapping[str, Sequence[float]], baseline: Sequence[float], teacher: float | None,
                   palette: Palette) -> str:
-    """A dot for each seed, a bar for mean ± sd, the teacher as a line. Dots: bars from zero would hide the difference."""
+    """A dot for each seed, a band for mean ± sd, the teacher as a line; bars from zero would hide the difference."""
     groups = {**students, **({"baseline": baseline} if len(baseline) else {})}
 
     def paint(figure: Any, palette: Palette) -> None:
@@ -76,7 +76,7 @@ def accuracy_dots(students: Mapping[str, Sequence[float]], baseline: Sequence[fl
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlabel("accuracy on the evaluation rows, %")
 
-    return draw(paint, palette, 0.85 + 0.3 * max(len(groups), 2))
+    return draw(paint, palette, 0.85 + 0.3 * max(len(groups), 5))
 
 
 def confidence_bars(counts: NDArray[np.int64], edges: NDArray[np.float64], mean: float, palette: Palette) -> str:
@@ -106,10 +106,10 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], pale
         total = counts.sum(axis=1, keepdims=True)
         share = counts / np.maximum(total, 1)
         classes = len(counts)
-        _cells(axes, share, PowerNorm(0.5, 0.0, 1.0), palette)
+        colour = _cells(axes, share, PowerNorm(0.5, 0.0, 1.0), palette)
         if classes <= WRITTEN:
             for row, column in zip(*np.nonzero(share >= 0.005), strict=True):
-                _write(axes, row, column, f"{100 * share[row, column]:.0f}", share[row, column] > 0.3, palette)
+                _write(axes, row, column, f"{100 * share[row, column]:.0f}", colour(share[row, column]), palette)
         if classes <= NAMED:
             names = [_label(name, 12) for name in class_names] or [str(index) for index in range(classes)]
             turned = max(map(len, names)) > 3
@@ -128,10 +128,9 @@ def grid_heat(axes_of: Sequence[tuple[str, Sequence[Any]]], values: NDArray[np.f
     def paint(figure: Any, palette: Palette) -> None:
         axes = figure.subplots()
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        _cells(axes, values, PowerNorm(1.0, low, max(high, low + 1e-9)), palette)
+        colour = _cells(axes, values, PowerNorm(1.0, low, max(high, low + 1e-9)), palette)
         for row, column in zip(*np.nonzero(np.isfinite(values)), strict=True):
-            strong = values[row, column] > low + 0.5 * (high - low)
-            _write(axes, row, column, f"{values[row, column]:.2f}", bool(strong), palette)
+            _write(axes, row, column, f"{values[row, column]:.2f}", colour(values[row, column]), palette)
         axes.set_xticks(range(len(column_values)), [_label(value, 10) for value in column_values])
         axes.set_yticks(range(len(row_values)), [_label(value, 10) for value in row_values])
         axes.set_xlabel(_label(column_name, 30))
@@ -141,9 +140,10 @@ def grid_heat(axes_of: Sequence[tuple[str, Sequence[Any]]], values: NDArray[np.f
 
 
 def _colours(names: Sequence[str], palette: Palette) -> dict[str, str]:
-    """One colour a name, the same in every picture that has the same students in the same order."""
+    """A colour for each name, the same in every picture of the same students; all alike where there are too many."""
     students = [name for name in names if name not in ("baseline", "teacher")]
-    colours = {name: palette.series[index % len(palette.series)] for index, name in enumerate(students)}
+    few = len(students) <= len(palette.series)
+    colours = {name: palette.series[index if few else 0] for index, name in enumerate(students)}
     return {name: colours.get(name, palette.ink if name == "teacher" else palette.baseline) for name in names}
 
 
@@ -164,7 +164,8 @@ def _legend(figure: Any, handles: Sequence[Any]) -> None:
                       borderpad=0.0, borderaxespad=0.2)
 
 
-def _cells(axes: Any, values: NDArray[np.float64], norm: Any, palette: Palette) -> None:
+def _cells(axes: Any, values: NDArray[np.float64], norm: Any, palette: Palette) -> Callable[[float], Any]:
+    """Paint the cells; returns the colour (red, green, blue, alpha) that a value has got."""
     colours = LinearSegmentedColormap.from_list("kdcache", [palette.low, palette.high])
     rows, columns = values.shape
     gap = 1.0 if max(rows, columns) <= NAMED else 0.0
@@ -172,7 +173,15 @@ def _cells(axes: Any, values: NDArray[np.float64], norm: Any, palette: Palette) 
                     norm=norm, edgecolor=palette.surface if gap else "face", linewidth=gap, rasterized=not gap)
     axes.set_ylim(rows - 0.5, -0.5)
     axes.spines["bottom"].set_visible(False)
+    return lambda value: colours(norm(value))
 
 
-def _write(axes: Any, row: int, column: int, text: str, strong: bool, palette: Palette) -> None:
-    axes.text(column, row, text, ha="center", va="center", color=palette.on_high if strong else palette.ink, size=7)
+def _write(axes: Any, row: int, column: int, text: str, behind: Any, palette: Palette) -> None:
+    ink = max(palette.ink, palette.on_high, key=lambda colour: abs(_lightness(to_rgb(colour)) - _lightness(behind)))
+    axes.text(column, row, text, ha="center", va="center", color=ink, size=7)
+
+
+def _lightness(colour: Sequence[float]) -> float:
+    """Perceived lightness, about (relative luminance of WCAG 2) ** (1 / 2.4)."""
+    linear = np.asarray(colour[:3], dtype=np.float64) ** 2.2
+    return float((linear @ (0.2126, 0.7152, 0.0722)) ** (1 / 2.4))

@@ -48,7 +48,8 @@ def confusion(predictions: ArrayLike, labels: ArrayLike, classes: int) -> NDArra
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise UsageError(f"confusion: {name} span {values.min()}..{values.max()}, but there are {classes} classes; "
                              "evaluate on a source with the same classes")
-    return np.bincount(truth * classes + guessed, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+    counts = np.bincount(truth * classes + guessed, minlength=classes * classes)
+    return counts.reshape(classes, classes).astype(np.int64)
 
 
 def confidence_histogram(confidence: ArrayLike, bins: int = BINS) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

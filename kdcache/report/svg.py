@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 __all__ = ["DARK", "LIGHT", "Palette", "draw"]
 
 WIDTH = 4.7  # inches; one width for all pictures, so that their letters are of one size on the page
-FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial"
 
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of one mode; `series` are told apart by the colour-blind, and repeat after the last."""
+    """The colours of one mode; those of `series` are told apart by the colour-blind."""
 
     ink: str
     muted: str

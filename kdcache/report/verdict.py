@@ -44,7 +44,7 @@ def _single(gain: Mapping[str, Any]) -> str:
         direction = "above" if gain["mean"] >= 0 else "below"
         return (f"The distilled student is {size} {direction} the same student fitted on labels alone; "
                 f"{why}, so this cannot be told from noise.")
-    ratio = amount(abs(gain["in_sds"]), 2)
+    ratio = amount(abs(gain["in_sds"]))
     if not beyond:
         return (f"Within noise: the distilled student differs from the same student fitted on labels alone by "
                 f"{points(gain['mean'])} points, only {ratio} times the larger standard deviation over {runs} seeds.")
@@ -72,5 +72,5 @@ def _several(gains: Mapping[str, Mapping[str, Any]]) -> str:
         return (f"Within noise: none of the {len(gains)} students differs from the baseline by {NOISE:g} standard "
                 f"deviations. {largest}.")
     lower = f", {below} fell below it by as much" if below else ""
-    return (f"Of {len(gains)} students, {above} beat the same student fitted on labels alone by more than noise{lower}. "
+    return (f"Of {len(gains)} students, {above} beat the baseline, fitted on labels alone, by more than noise{lower}. "
             f"{largest}; picked as the best of {len(gains)} on the evaluation rows, it flatters itself a little.")

@@ -74,6 +74,8 @@ def amount(value: object, digits: int = 3) -> str:
         return NOTHING
     if number != 0 and not 1e-4 <= abs(number) < 1e6:
         return f"{number:.{digits - 1}e}".replace("-", "−")
+    if number.is_integer():
+        return f"{number:,.0f}".replace("-", "−")
     whole = len(str(int(abs(number)))) if abs(number) >= 1 else 0
     if not whole:
         return f"{number:.{digits}g}".replace("-", "−")
@@ -87,12 +89,19 @@ def objective_words(objective: object) -> str:
     return " + ".join(_term(term) for term in objective)
 
 
+def _worded(value: object) -> str:
+    number = _number(value)
+    if number is not None:
+        return f"{number:g}"
+    return visible(value if isinstance(value, str) else json.dumps(value, default=str))
+
+
 def _term(term: object) -> str:
     if not isinstance(term, Mapping):
         return visible(term)
-    rest = [f"{key} {value if isinstance(value, str) else json.dumps(value, default=str)}"
-            for key, value in term.items() if key not in ("name", "weight") and value is not None]
+    rest = [f"{key} {_worded(value)}" for key, value in term.items()
+            if key not in ("name", "weight") and value is not None]
     weight = term.get("weight", 1.0)
     name = visible(term.get("name", NOTHING))
-    factor = "" if weight == 1 else f"{visible(weight)} "
+    factor = "" if weight == 1 else f"{_worded(weight)} "
     return f"{factor}{name}" + (f" ({visible(', '.join(rest))})" if rest else "")

@@ -39,7 +39,7 @@ def open_npz(path: Path, input_key: str, label_key: str, *, name: str) -> ArrayS
     except SourceError:
         raise
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error}); check the path in the recipe") from error
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except Exception as error:  # zipfile and zlib raise a dozen types on hostile bytes, not all of them documented
         raise SourceError(f"{path}: not an .npz file, or damaged ({error})") from error
     return _source(name, inputs, f"{path}: {input_key}", labels, f"{path}: {label_key}")
@@ -66,7 +66,7 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
     except SourceError:
         raise
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error}); check the path in the recipe") from error
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except Exception as error:  # the header is parsed as Python text, which can fail in many ways
         raise SourceError(f"{path}: not an .npy file, or damaged ({error})") from error
     raise SourceError(f"{path}: no such file; check the path in the recipe")

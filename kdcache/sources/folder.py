@@ -82,7 +82,7 @@ def open_folder(path: Path, size: int | None, *, name: str) -> FolderSource:
             names += found
             labels += [label] * len(found)
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error}); check the path in the recipe") from error
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     if not names:
         raise SourceError(f"{path}: has no subfolders; expected one per class with its images inside")
     return FolderSource(name, root, tuple(names), np.array(labels, np.int64), tuple(classes), size)

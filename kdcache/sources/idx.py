@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,7 @@ def _rows(path: Path, magic: int) -> int:
         return _header(file, path, magic)[0][0]
 
 
-def _header(file: IO[Any], path: Path, magic: int) -> tuple[tuple[int, ...], int]:
+def _header(file: io.BufferedIOBase, path: Path, magic: int) -> tuple[tuple[int, ...], int]:
     """The shape that the header declares and the header's length in bytes."""
     dims = magic & 0xFF
     length = 4 + 4 * dims

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ _CHUNK = 1 << 20
 
 
 @contextmanager
-def open_packed(path: Path) -> Iterator[tuple[IO[bytes], int, bool]]:
+def open_packed(path: Path) -> Iterator[tuple[io.BufferedIOBase, int, bool]]:
     """The unpacked bytes of a file, the most that there can be of them, and whether the file is gzipped.
 
     Whether it is gzipped is told by its first bytes, never by its name. What goes wrong while
@@ -41,7 +42,7 @@ def open_packed(path: Path) -> Iterator[tuple[IO[bytes], int, bool]]:
             raw.seek(0)
             if packed:
                 with gzip.GzipFile(fileobj=raw) as file:
-                    yield file, size * DEFLATE_RATIO, True  # type: ignore[misc]
+                    yield file, size * DEFLATE_RATIO, True
             else:
                 yield raw, size, False
     except SourceError:
@@ -52,7 +53,7 @@ def open_packed(path: Path) -> Iterator[tuple[IO[bytes], int, bool]]:
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def fill(file: IO[bytes], size: int, place: str) -> npt.NDArray[np.uint8]:
+def fill(file: io.BufferedIOBase, size: int, place: str) -> npt.NDArray[np.uint8]:
     """The next `size` bytes, fewer where the file ends before."""
     if size > MEMORY_LIMIT:
         raise SourceError(f"{place}: {size} bytes are more than the {MEMORY_LIMIT} that are read into memory; "
@@ -62,7 +63,7 @@ def fill(file: IO[bytes], size: int, place: str) -> npt.NDArray[np.uint8]:
     except MemoryError:
         raise SourceError(f"{place}: {size} bytes do not fit into memory; "
                           "save it as .npy and open it with kind = \"arrays\"") from None
-    view: memoryview[Any] = memoryview(values)
+    view: Any = memoryview(values)  # type: ignore[arg-type]
     filled = 0
     while filled < size:
         piece = file.read(min(_CHUNK, size - filled))

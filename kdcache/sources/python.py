@@ -89,7 +89,8 @@ class PythonSource:
         own = getattr(self._inner, "ids", None)
         count = len(self._inner)
         ids = np.asarray(own()) if callable(own) else np.arange(count)
-        if not count or ids.shape != (count,) or ids.dtype.kind not in "iu" or (np.diff(ids.astype(np.int64)) < 1).any():
+        whole = count > 0 and ids.shape == (count,) and ids.dtype.kind in "iu"
+        if not whole or (np.diff(ids.astype(np.int64)) < 1).any():
             raise SourceError(f"{self.name}: has {count} samples and ids {ids.dtype} {list(ids.shape)}; "
                               "expected at least one sample and as many whole numbers, ascending")
         return ids.astype(np.int64)

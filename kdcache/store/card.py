@@ -37,7 +37,7 @@ Digest of the store (SHA-256 of manifest.json): `{manifest.digest}`.
 {fields}
 
 {_READ.format(name=store.name)}
-Check it with `kdcache verify {store.name}`. The layout is described in FORMAT.md of kdcache; a Parquet shard is read by any
-Parquet tool, each column's dtype and shape standing in its field metadata.
+Check it with `kdcache verify {store.name}`. The layout is described in FORMAT.md of kdcache; a Parquet shard is read by
+any Parquet tool, each column's dtype and shape standing in its field metadata.
 """
     replace_bytes(path, text.encode())

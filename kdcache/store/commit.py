@@ -32,8 +32,9 @@ from kdcache.store.manifest import (
     shard_path,
 )
 from kdcache.store.plan import PLAN, Plan, read_plan
+from kdcache.store.tables import table_path
 
-__all__ = ["claim", "claimed", "commit_unit", "finish", "start"]
+__all__ = ["claim", "claimed", "commit_unit", "committed", "finish", "start"]
 
 CONTAINERS = {"parquet": parquet, "hdf5": hdf5}
 _SCRATCH = "tmp"
@@ -56,11 +57,6 @@ def start(store: Path, plan: Plan, tables: Mapping[str, bytes]) -> Plan:
         assert found is not None, "the plan was there a moment ago"
     plan.check_same(found, store)
     return found
-
-
-def table_path(store: Path, field: str, digest: str) -> Path:
-    """Where the tables of a field lie."""
-    return store / "tables" / f"{field}-{digest[:16]}.safetensors"
 
 
 def _refuse_foreign(store: Path) -> None:

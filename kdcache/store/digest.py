@@ -1,7 +1,7 @@
 """The two digests of a store and their two jobs.
 
 xxh3_128 for each block and column, over the decoded bytes, taken before encoding: checked on every first read.
-SHA-256 for each shard: its identity, in its name, its commit record and the manifest; checked by `verify` and on copying.
+SHA-256 for each shard: its identity, in its name, commit record and the manifest; checked by `verify` and on copying.
 """
 
 from __future__ import annotations
@@ -40,6 +40,6 @@ def check_block(data: NDArray[np.uint8], expected: str, shard: Path, block: int,
     found = block_digest(data)
     if found != expected:
         raise StoreDamaged(
-            f"{shard}: block {block}, column {column}: expected xxh3_128 {expected}, found {found}; the shard is damaged: "
-            "restore it from a good copy, or delete it with its record in units/ and manifest.json and dump again"
+            f"{shard}: block {block}, column {column}: expected xxh3_128 {expected}, found {found}; "
+            "restore the shard from a good copy, or delete it with its record in units/ and manifest.json and dump again"
         )

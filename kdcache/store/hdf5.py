@@ -1,4 +1,4 @@
-"""Shards as HDF5: one dataset a column in the root group, contiguous when uncompressed, so that blocks lie raw in the file.
+"""Shards as HDF5: one dataset a column in the root group, contiguous when uncompressed: blocks lie raw in the file.
 
 A file from a stranger may link out, read other files as raw storage, or load filter plugins; only what kdcache writes
 itself is accepted: hard links to plain numeric datasets with the plan's dtype and shape, filters deflate and shuffle.

@@ -36,7 +36,7 @@ _CONTAINER: dict[str, type | tuple[type, ...]] = {"format": str, "compression": 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a store's bytes. Two stores with one `alignment` hold the same rows in the same places."""
+    """All that decides a store's bytes. Two stores of one `alignment` hold the same rows in the same places."""
 
     rows: int
     source: dict[str, Any]
@@ -150,7 +150,8 @@ class Plan:
         """Raise StoreMismatch unless the two stores hold the same rows in the same places."""
         if self.alignment != other.alignment:
             raise StoreMismatch(
-                f"{theirs}: is not aligned with {ours}: its alignment is {other.alignment[:16]}, here {self.alignment[:16]}; "
+                f"{theirs}: is not aligned with {ours}: its alignment is {other.alignment[:16]}, here it is "
+                f"{self.alignment[:16]}; "
                 f"dump it again with `kdcache dump --like {ours}`"
             )
 
@@ -208,8 +209,8 @@ def plan_from_json(value: Any, place: str) -> Plan:
     if not all(isinstance(name, str) for name in source["class_names"]):
         raise StoreDamaged(f"{place}: class_names are not strings")
     fields = fields_from_json(table["fields"], f"{place}: fields")
-    if table["tables"].keys() != {f.name for f in fields if f.tables}:
-        raise StoreDamaged(f"{place}: tables do not belong to the fields that need them")
+    if strange := table["tables"].keys() - {f.name for f in fields}:
+        raise StoreDamaged(f"{place}: there are tables of {safe(sorted(strange)[0])!r}, which is not a field")
     return Plan(
         rows,
         source,

@@ -10,24 +10,22 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from kdcache.arrays import Array
 from kdcache.errors import StoreDamaged, StoreError, StoreUnfinished, TrustError
-from kdcache.files import disk_errors, open_regular, read_bytes, read_exactly
-from kdcache.fingerprint import sha256
+from kdcache.files import disk_errors, open_regular, read_exactly
 from kdcache.store import hdf5, parquet
-from kdcache.store.commit import CONTAINERS, committed, table_path
+from kdcache.store.commit import CONTAINERS, committed
 from kdcache.store.digest import check_block
 from kdcache.store.manifest import Manifest, read_manifest, shard_path
 from kdcache.store.plan import Plan, read_plan
 from kdcache.store.schema import StoredField
+from kdcache.store.tables import Table, read_table
 
 __all__ = ["StoreReader", "open_store"]
 
 _OPEN_SHARDS = 64
-_TABLE_LIMIT = 1 << 30
 
 
 def open_store(path: str | Path) -> StoreReader:
@@ -120,19 +118,9 @@ class StoreReader:
             self.read_block(block, column, values[a:b].reshape(-1))
         return values[start - base : stop - base].reshape(-1).view(array.numpy).reshape(-1, *array.shape)
 
-    def table(self, field: str) -> dict[str, NDArray[Any]]:
-        """The arrays that a field's codec was fitted with, by name; {} where it needs none. Checked by SHA-256."""
-        if (digest := self.plan.tables.get(field)) is None:
-            return {}
-        path = table_path(self.path, field, digest)
-        with disk_errors(path, "read"):
-            data = read_bytes(path, _TABLE_LIMIT)
-        if sha256([data]) != digest:
-            raise StoreDamaged(
-                f"{path}: expected SHA-256 {digest}, found {sha256([data])}; restore it from a good copy"
-            )
-        tables: dict[str, NDArray[Any]] = safetensors.numpy.load(data)
-        return tables
+    def table(self, field: str) -> Table:
+        """The arrays that a field's codec was fitted with, by name; {} where it needs none."""
+        return read_table(self.path, self.plan, field)
 
     def _shard(self, unit: int) -> _OpenShard:
         """The open shard of a unit, held until it is released; the least recently used is closed when too many are."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from kdcache.arrays import Array
@@ -25,7 +25,6 @@ class StoredField:
     codec: str
     configuration: dict[str, Any]
     columns: dict[str, Array]
-    tables: tuple[str, ...] = field(default=())
 
     def column(self, suffix: str) -> str:
         """The name on disk of the column with this suffix."""
@@ -43,7 +42,6 @@ class StoredField:
             "array": _array(self.array),
             "codec": {"name": self.codec, "configuration": self.configuration},
             "columns": {suffix: _array(array) for suffix, array in self.columns.items()},
-            "tables": list(self.tables),
         }
 
 
@@ -73,7 +71,7 @@ def fields_from_json(value: Any, place: str) -> tuple[StoredField, ...]:
 
 
 def _field(value: Any, place: str) -> StoredField:
-    table = keys(value, {"name": str, "array": dict, "codec": dict, "columns": dict, "tables": list}, place)
+    table = keys(value, {"name": str, "array": dict, "codec": dict, "columns": dict}, place)
     codec = keys(table["codec"], {"name": str, "configuration": dict}, f"{place}.codec")
     if not table["columns"] or len(table["columns"]) > 16:
         raise StoreDamaged(f"{place}: a field has 1 to 16 columns")
@@ -83,7 +81,6 @@ def _field(value: Any, place: str) -> StoredField:
         check_name(codec["name"], place),
         codec["configuration"],
         {suffix and check_name(suffix, place): check_array(array, place) for suffix, array in table["columns"].items()},
-        tuple(check_name(name, place) for name in table["tables"]),
     )
 
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from kdcache.errors import StoreDamaged, StoreUnfinished
 from kdcache.files import disk_errors, open_regular, read_exactly
-from kdcache.store.commit import committed, table_path
+from kdcache.store.commit import committed
 from kdcache.store.manifest import MANIFEST, Record, read_record, record_path, shard_path
 from kdcache.store.plan import PLAN, Plan
 from kdcache.store.reader import open_store, read_head
+from kdcache.store.tables import table_path
 
 __all__ = ["describe", "verify"]
 
@@ -25,9 +26,9 @@ _PIECE = 8 << 20
 def verify(path: Path, deep: bool = False, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Check a store against its manifest; raises StoreDamaged at the first difference.
 
-    Always: plan, records, manifest and tables agree, and each shard has its SHA-256. `deep`: every block of every column
-    is decoded as well and compared with its xxh3_128. `progress(done, total)` counts bytes. An unfinished store is
-    checked as far as it goes, then StoreUnfinished is raised. Returns facts, with the names of files that do not belong.
+    Always: plan, records, manifest and tables agree, and each shard has its SHA-256. `deep`: every block of every
+    column is decoded as well and compared with its xxh3_128. `progress(done, total)` counts bytes. An unfinished store
+    is checked as far as it goes, then StoreUnfinished is raised. Returns facts, and the files that do not belong.
     """
     plan, manifest = read_head(path)
     records = (

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from kdcache.fingerprint import sha256
@@ -16,29 +14,27 @@ from kdcache.store import commit
 from kdcache.store.card import write_card
 from kdcache.store.manifest import Manifest, Record
 from kdcache.store.plan import Plan
+from kdcache.store.tables import Table, pack_table, read_table
 
 __all__ = ["StoreWriter"]
-
-Tables = Mapping[str, Mapping[str, NDArray[Any]]]
 
 
 class StoreWriter:
     """Writes the units of one plan into a folder, beside any number of other writers of the same plan.
 
-    `tables`: for each field whose codec was fitted, its arrays by name. A store that is already there is gone on with if
-    it has the same plan (then its tables are used, see `plan`), and refused with StoreMismatch if it has another.
+    `tables`: for each field whose codec was fitted, its arrays by name. A store that is already there is gone on with
+    if it has the same plan (then its tables are used, see `plan`), and refused with StoreMismatch if it has another.
     """
 
-    def __init__(self, path: Path, plan: Plan, tables: Tables | None = None) -> None:
+    def __init__(self, path: Path, plan: Plan, tables: Mapping[str, Table] | None = None) -> None:
         self.path = path
-        packed = {
-            field: safetensors.numpy.save(
-                {name: np.ascontiguousarray(values) for name, values in sorted(arrays.items())}
-            )
-            for field, arrays in (tables or {}).items()
-        }
+        packed = {field: pack_table(arrays) for field, arrays in (tables or {}).items()}
         plan = dataclasses.replace(plan, tables={field: sha256([data]) for field, data in packed.items()})
         self.plan = commit.start(path, plan, packed)
+
+    def table(self, field: str) -> Table:
+        """The arrays of a field's codec that are in force; {} where it needs none."""
+        return read_table(self.path, self.plan, field)
 
     def missing(self) -> set[int]:
         """The units that nobody has committed yet."""

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from kdcache.arrays import Array
 from kdcache.codecs import SparseLogits
-from kdcache.errors import UsageError
 from kdcache.models import InputSpec
 from kdcache.objectives import Objective
 from kdcache.taps import tap_outputs
 
-__all__ = ["Batch", "Fitted", "first_look", "split_batch"]
+__all__ = ["Batch", "Fitted", "split_batch", "tap_shapes"]
 
 Batch = Mapping[str, Tensor | SparseLogits]
 
@@ -41,23 +40,17 @@ class Fitted(nn.Module):
         return loss, terms, outputs["logits"]
 
 
-def first_look(model: nn.Module, taps: Mapping[str, str], sample: Array, spec: InputSpec, classes: int,
-               name: str) -> dict[str, tuple[int, ...]]:
-    """Shape per sample of every tap, from one forward of two zero samples; UsageError if the model does not fit the store."""
-    x = spec.apply(torch.zeros(2, *sample.shape, dtype=getattr(torch, sample.dtype)))
+def tap_shapes(model: nn.Module, taps: Mapping[str, str], sample: Array) -> dict[str, tuple[int, ...]]:
+    """Shape per sample of every tap, from a forward of two blank samples that draws no random number."""
+    if not taps:
+        return {}
+    training = model.training
     model.eval()
     with torch.no_grad(), tap_outputs(model, taps) as tapped:
-        try:
-            logits = model(x)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise UsageError(f"{name}: cannot take the store's inputs, {sample} a sample: {str(error).splitlines()[0]}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UsageError(f"{name}: gives {found} for 2 samples; a student gives logits [2, {classes}]")
-    if logits.shape[1] != classes:
-        raise UsageError(f"{name}: gives {logits.shape[1]} outputs, the store has {classes} classes; "
-                         f"build it with {classes} outputs")
-    return {field: tuple(value.shape[1:]) for field, value in tapped.items()}
+        model(torch.zeros(2, *sample.shape))
+        shapes = {name: tuple(value.shape[1:]) for name, value in tapped.items()}
+    model.train(training)
+    return shapes
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:

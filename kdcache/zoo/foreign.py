@@ -49,7 +49,7 @@ def from_hf(name: str, args: Mapping[str, Any], shape: Sequence[int], outputs: i
         model = transformers.AutoModelForImageClassification.from_pretrained(
             name, num_labels=outputs, use_safetensors=True, trust_remote_code=False, local_files_only=True, **args)
     else:
-        known = {config.model_type for config in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING}
+        known = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
         if name not in known:
             raise UsageError(
                 f"hf:{name} is neither a local folder nor an image classifier of transformers; "

@@ -10,10 +10,11 @@ import torch
 
 import kdcache.objectives
 from kdcache.arrays import Array
-from kdcache.codecs.targets import SparseLogits
+from kdcache.codecs import CODECS, SparseLogits
 from kdcache.config import ObjectiveConfig
 from kdcache.errors import UsageError
 from kdcache.objectives import OBJECTIVES, Objective, ce, compose, hint, kd, mse_logits
+from kdcache.objectives.compose import CENTRED_CODECS, SPARSE_CODECS
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def test_fields_are_read_once() -> None:
 
 
 def test_terms_of_one_name_are_numbered() -> None:
-    objective = made({"name": "kd"}, {"name": "kd", "temperature": 4.0}, {"name": "ce"}, {"name": "kd", "field": "second"})
+    objective = made({"name": "kd"}, {"name": "kd", "temperature": 4.0}, {"name": "ce"},
+                     {"name": "kd", "field": "second"})
     _, values = objective({"logits": student()}, batch(), objective.adapters({}))
     assert list(values) == ["kd", "kd.1", "ce", "kd.2"]
     assert values["kd.2"].item() == pytest.approx(values["kd"].item(), abs=1e-3)
@@ -117,6 +119,26 @@ def test_hints_have_an_adapter_each() -> None:
         assert values[name] == hint(adapters[name.replace(".", "_")](outputs[name]), field)
     loss.backward()
     assert all(parameter.grad is not None for parameter in adapters.parameters())
+
+
+CONFIGURATIONS = {"dense": {"dtype": "float32"}, "lowrank": {"bytes": 16}, "topk": {"k": 5, "dtype": "float32"}}
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_a_codec_decodes_to_what_composing_takes_it_for(codec: str) -> None:
+    array, room = Array("float32", (20,)), CODECS[codec]
+    configuration = room.configure(CONFIGURATIONS[codec], array)
+    basis = torch.randn(3, 20, generator=torch.Generator().manual_seed(2))
+    teacher = 4 + torch.randn(64, 3, generator=torch.Generator().manual_seed(3)) @ basis
+    tables = {name: torch.from_numpy(table) for name, table in room.fit(teacher, configuration).items()}
+    decoded = room.decode(room.encode(teacher, configuration, tables), array, configuration, tables)
+    assert isinstance(decoded, SparseLogits) == (codec in SPARSE_CODECS)
+    if isinstance(decoded, torch.Tensor):
+        assert bool((decoded.mean(1).abs() < 1e-3).all()) == (codec in CENTRED_CODECS)
+    objective = compose([ObjectiveConfig(name="kd", temperature=3.0)], {"logits": Stored(array, codec)}, 20)
+    loss, _ = objective({"logits": teacher - 9}, {"logits": decoded}, objective.adapters({}))
+    away, _ = objective({"logits": -teacher}, {"logits": decoded}, objective.adapters({}))
+    assert loss.item() == pytest.approx(0, abs=0.02 * away.item())
 
 
 def test_lowrank_logits_are_compared_centred() -> None:
@@ -170,12 +192,13 @@ def test_nothing_to_learn_is_refused(configs: tuple[dict[str, Any], ...]) -> Non
 
 
 class TestCalledWrongly:
-    objective = made({"name": "ce"}, {"name": "hint", "tap": "layer2", "field": "features.map"})
-    outputs = {"logits": student(), "hint": torch.zeros(3, 3, 8, 8)}
+    def setup_method(self) -> None:
+        self.objective = made({"name": "ce"}, {"name": "hint", "tap": "layer2", "field": "features.map"})
+        self.outputs = {"logits": student(), "hint": torch.zeros(3, 3, 8, 8)}
 
     def test_width_of_the_student(self) -> None:
         outputs = {"logits": torch.zeros(3, 10)}
-        with pytest.raises(UsageError, match="gives 10 outputs, the store's logits have 4 classes; set .* to 4"):
+        with pytest.raises(UsageError, match=r"gives 10 outputs, the store's logits have 4 classes; set .* to 4"):
             self.objective(outputs, batch(), self.objective.adapters({"hint": (3, 8, 8)}))
 
     def test_field_missing_from_the_batch(self) -> None:

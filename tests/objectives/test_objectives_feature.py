@@ -25,7 +25,7 @@ def test_hint_through_an_adapter_against_float64() -> None:
     adapter = Adapter((2, 6, 4), (5, 3, 8))
     assert isinstance(adapter.project, nn.Conv2d)
     weight, bias = (parameter.detach().double().numpy() for parameter in adapter.project.parameters())
-    ours = student.reshape(3, 2, 3, 2, 4).mean(axis=3)  # shared space 3 x 4: the student's rows and the teacher's columns
+    ours = student.reshape(3, 2, 3, 2, 4).mean(axis=3)  # the shared space is 3 x 4
     theirs = teacher.reshape(3, 5, 3, 4, 2).mean(axis=4)
     expected = np.mean((np.einsum("od,bdhw->bohw", weight[:, :, 0, 0], ours) + bias[:, None, None] - theirs) ** 2)
     found = hint(adapter(torch.tensor(student, dtype=torch.float32)), torch.tensor(teacher, dtype=torch.float32))
@@ -76,7 +76,8 @@ def test_batch_without_rows_is_zero() -> None:
     assert value.item() == 0
 
 
-@pytest.mark.parametrize(("student", "teacher"), [((), (3,)), ((3,), (4, 5)), ((2, 3, 4, 5), (3,)), ((3, 0, 4), (3, 4, 4))])
+@pytest.mark.parametrize(("student", "teacher"), [
+    ((), (3,)), ((3,), (4, 5)), ((2, 3, 4, 5), (3,)), ((3, 0, 4), (3, 4, 4))])
 def test_features_of_another_rank_are_refused(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"vectors \[D\] and maps \[D, H, W\]"):
         Adapter(student, teacher)

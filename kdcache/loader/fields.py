@@ -1,0 +1,74 @@
+"""Fields of one or several aligned stores: which store each comes from, and its tensor from gathered bytes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from kdcache.codecs import CODECS, SparseLogits
+from kdcache.errors import StoreDamaged, StoreMismatch, UsageError
+from kdcache.loader.pool import Column
+from kdcache.store import StoredField, StoreReader
+
+__all__ = ["Decoder", "zip_fields"]
+
+_SHARED = ("id", "label", "input")  # the same in aligned stores, so any one will do
+
+
+class Decoder:
+    """One field: its columns, and how their bytes become a tensor [B, *shape] or SparseLogits on `device`."""
+
+    def __init__(self, reader: StoreReader, field: StoredField, device: torch.device) -> None:
+        if field.codec not in CODECS:
+            raise StoreMismatch(f"{reader.path}: field {field.name!r} has codec {field.codec!r}, this kdcache knows "
+                                f"{', '.join(sorted(CODECS))}; install the kdcache that wrote the store")
+        self._field, self._device, self._path, self._codec = field, device, reader.path, CODECS[field.codec]
+        self._tables = {name: torch.from_numpy(values).to(device) for name, values in reader.table(field.name).items()}
+        self._arrays = {suffix: (getattr(torch, array.dtype), array.shape) for suffix, array in field.columns.items()}
+        self.columns = [Column(reader, field.column(suffix), a.width) for suffix, a in field.columns.items()]
+        self.width = field.width
+
+    def __call__(self, gathered: Sequence[Tensor]) -> Tensor | SparseLogits:
+        """From the uint8 [B, width] of each of `columns`; StoreDamaged where a value cannot be."""
+        stored = {
+            suffix: values.view(dtype).reshape(-1, *shape)
+            for (suffix, (dtype, shape)), values in zip(self._arrays.items(), gathered, strict=True)}
+        field = self._field
+        try:
+            if self._device.type != "cpu":
+                self._codec.check(stored, field.array, field.configuration, self._tables)
+                stored = {suffix: values.to(self._device, non_blocking=True) for suffix, values in stored.items()}
+            return self._codec.decode(stored, field.array, field.configuration, self._tables)
+        except StoreDamaged as error:
+            raise StoreDamaged(f"{self._path}: field {field.name!r}: {error}") from error
+
+
+def zip_fields(
+    readers: Sequence[StoreReader], wanted: Sequence[str] | None,
+) -> Mapping[str, tuple[StoreReader, StoredField]]:
+    """The wanted fields (None: all), `id` always first, each from the first store that has it.
+
+    StoreMismatch where the stores are not aligned; UsageError for a field that none has or, other than id, label and
+    input, two have.
+    """
+    for reader in readers[1:]:
+        readers[0].plan.check_aligned(reader.plan, readers[0].path, reader.path)
+    found: dict[str, tuple[StoreReader, StoredField]] = {}
+    for reader in readers:
+        for name, field in reader.fields.items():
+            if name not in found:
+                found[name] = reader, field
+            elif name not in _SHARED and (wanted is None or name in wanted):
+                raise UsageError(f"{reader.path} and {found[name][0].path} both have a field {name!r}; name the fields "
+                                 "that you want, or zip other stores")
+    if wanted is None:
+        wanted = list(found)
+    for name in wanted:
+        if name not in found:
+            near = difflib.get_close_matches(name, found, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "dump it, or zip a store that has it"
+            raise UsageError(f"{readers[0].path}: has no field {name!r}, only {', '.join(sorted(found))}; {hint}")
+    return {name: found[name] for name in dict.fromkeys(["id", *wanted])}

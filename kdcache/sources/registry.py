@@ -1,0 +1,126 @@
+"""The public datasets that are known by name: `data/datasets.toml` as checked values."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdcache.errors import MissingData, UsageError
+from kdcache.recipe_file import data_root
+from kdcache.sources.cifar import open_cifar
+from kdcache.sources.digits import open_digits
+from kdcache.sources.idx import open_idx
+from kdcache.sources.subset import LabelledSource
+
+__all__ = ["Dataset", "Download", "Split", "find_dataset", "is_present", "known_datasets", "open_dataset"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Split(_Table):
+    """The files of a split, by their plain names."""
+
+    kind: Literal["idx", "cifar", "digits"]
+    images: str | None = None
+    labels: str | None = None
+    files: tuple[str, ...] = ()
+
+
+class Download(_Table):
+    """One file that a publisher offers; of an archive only `members` (name in it → bytes) are taken out."""
+
+    file: str
+    url: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int
+    members: dict[str, int] = Field(default_factory=dict)
+
+
+class Dataset(_Table):
+    """A known dataset; without `downloads` it comes with a library."""
+
+    title: str
+    licence: str
+    citation: str
+    homepage: str
+    class_names: tuple[str, ...] = ()
+    coarse_names: tuple[str, ...] = ()
+    label_bytes: int | None = None
+    splits: dict[str, Split]
+    downloads: tuple[Download, ...] = ()
+
+
+@cache
+def known_datasets() -> Mapping[str, Dataset]:
+    """All of them by name, in the order of the file."""
+    try:
+        text = resources.files("kdcache_data").joinpath("datasets.toml").read_text(encoding="utf-8")
+    except ModuleNotFoundError:  # run from a checkout that is not installed
+        text = Path(__file__).parents[2].joinpath("data", "datasets.toml").read_text(encoding="utf-8")
+    return MappingProxyType({name: Dataset.model_validate(table) for name, table in tomllib.loads(text).items()})
+
+
+def find_dataset(name: str) -> Dataset:
+    """The dataset of this name; UsageError with the nearest known one."""
+    known = known_datasets()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise UsageError(f"dataset = {name!r} is not known; {hint} (`kdcache data list`)")
+    return known[name]
+
+
+def is_present(name: str, split: str, root: Path | None = None) -> bool:
+    """Whether the files of a split lie under the root (default `data_root()`)."""
+    try:
+        _located(name, split, (root or data_root()) / name)
+    except MissingData:
+        return False
+    return True
+
+
+def open_dataset(name: str, split: str, label: Literal["fine", "coarse"] = "fine") -> LabelledSource:
+    """A split of a known dataset from under `data_root()`; MissingData says which command brings it."""
+    dataset = find_dataset(name)
+    if split not in dataset.splits:
+        raise UsageError(f"split = {split!r}: {name} has {', '.join(dataset.splits)}")
+    if label == "coarse" and not dataset.coarse_names:
+        raise UsageError(f"label = \"coarse\": {name} has one label per image; leave it out")
+    title = f"{name} {split}"
+    kind = dataset.splits[split].kind
+    files = _located(name, split, data_root() / name)
+    if kind == "idx":
+        images, labels = files
+        return open_idx(images, labels, name=title, classes=len(dataset.class_names), class_names=dataset.class_names)
+    if kind == "cifar":
+        names = dataset.coarse_names if label == "coarse" else dataset.class_names
+        return open_cifar(files, label, name=title, label_bytes=dataset.label_bytes, class_names=names)
+    return open_digits(split)
+
+
+def _located(name: str, split: str, folder: Path) -> list[Path]:
+    """The files of a split that are there, plain before gzipped."""
+    record = find_dataset(name).splits[split]
+    wanted = [file for file in (record.images, record.labels, *record.files) if file]
+    found = [path for file in wanted for path in [_plain_or_packed(folder / file)] if path]
+    if len(found) < (len(wanted) if record.kind == "idx" else min(1, len(wanted))):
+        raise MissingData(f"{name} {split}: looked in {folder} for {', '.join(wanted)} (plain or .gz): run "
+                          f"`kdcache data get {name}`, or set KDCACHE_DATA to the folder that holds {name}/")
+    return found
+
+
+def _plain_or_packed(path: Path) -> Path | None:
+    for candidate in (path, path.with_name(path.name + ".gz")):
+        if candidate.is_file():
+            return candidate
+    return None

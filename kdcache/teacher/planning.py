@@ -1,0 +1,145 @@
+"""From a recipe to a plan: which fields, how wide, in which order; fitted tables where a codec needs a pilot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcache.arrays import Array
+from kdcache.codecs import CODECS
+from kdcache.config import FieldConfig, Recipe
+from kdcache.errors import UsageError
+from kdcache.models import InputSpec
+from kdcache.sources import Source
+from kdcache.store import Plan, StoredField, plain_field, read_plan
+from kdcache.teacher.frozen import FrozenTeacher
+
+__all__ = ["fit_tables", "input_spec_of", "inputs_plan", "tables_on", "teacher_plan"]
+
+_STATISTICS_ROWS = 8192
+_PILOT_ROWS = 4096
+_READ_ROWS = 1024
+Tables = dict[str, dict[str, NDArray[Any]]]
+
+
+def inputs_plan(recipe: Recipe, source: Source, like: Path | None = None) -> Plan:
+    """The plan of a store of a recipe's inputs and labels alone.
+
+    `like` is a store whose order and cut are taken over; raises StoreMismatch unless it has the same source.
+    """
+    if not len(source):
+        raise UsageError(f"{source.name}: has no samples")
+    other = read_plan(like) if like else None
+    if like and other is None:
+        raise UsageError(f"--like {like}: holds no plan.json, so it is not a store")
+    layout = other or recipe.store
+    arrays = {"id": Array("int64"), **source.arrays}
+    plan = Plan(
+        rows=len(source),
+        source={
+            "name": source.name,
+            "fingerprint": source.fingerprint(),
+            "classes": source.classes,
+            "class_names": list(source.class_names),
+        },
+        order=dict(other.order) if other else {"kind": recipe.store.order, "seed": recipe.store.seed},
+        unit_rows=layout.unit_rows,
+        block_rows=layout.block_rows,
+        batch_rows=min(_READ_ROWS, layout.unit_rows),
+        container={"format": recipe.store.format, "compression": recipe.store.compression},
+        fields=tuple(plain_field(name, arrays[name]) for name in ("id", "input", "label") if name in arrays),
+    )
+    if other and like:
+        other.check_aligned(plan, like, Path(recipe.name))
+    return dataclasses.replace(plan, input_statistics=_statistics(source, plan))
+
+
+def teacher_plan(plan: Plan, recipe: Recipe, source: Source, teacher: FrozenTeacher) -> Plan:
+    """The inputs plan with the teacher's fields added."""
+    return dataclasses.replace(
+        plan,
+        batch_rows=min(teacher.config.batch_size, plan.unit_rows),
+        teacher=_describe(teacher),
+        fields=(*plan.fields, *_teacher_fields(recipe, source, teacher)),
+    )
+
+
+def input_spec_of(plan: Plan) -> InputSpec:
+    """The scaling that a plan's own statistics give."""
+    statistics = plan.input_statistics
+    return InputSpec(tuple(statistics["mean"]), tuple(statistics["std"])) if statistics else InputSpec()
+
+
+def _statistics(source: Source, plan: Plan) -> dict[str, list[float]] | None:
+    """Mean and standard deviation per channel of integer inputs, over the first rows of the plan."""
+    array = source.arrays["input"]
+    if array.dtype.startswith(("float", "bfloat")):
+        return None
+    ids = source.ids()[plan.permutation()[:_STATISTICS_ROWS]]
+    axes = (0, 2, 3) if len(array.shape) == 3 else None
+    total = square = np.float64(0)
+    count = 0
+    for start in range(0, len(ids), 1024):
+        values = source.read(ids[start : start + 1024])["input"].astype(np.float64)
+        total = total + values.sum(axes)
+        square = square + (values * values).sum(axes)
+        count += values.size // (array.shape[0] if axes else 1)
+    mean = np.atleast_1d(total / count)
+    std = np.sqrt(np.maximum(np.atleast_1d(square / count) - mean * mean, 0.0))
+    return {"mean": [float(x) for x in mean], "std": [float(x) or 1.0 for x in std]}
+
+
+def _describe(teacher: FrozenTeacher) -> dict[str, Any]:
+    config, spec = teacher.config, teacher.input_spec
+    return {"model": config.model, "args": config.args, "weights": teacher.fingerprint(), "precision": config.precision,
+            "taps": config.taps, "pool": config.pool,
+            "input": {"mean": list(spec.mean), "std": list(spec.std)} if spec.mean and spec.std else None}  # fmt: skip
+
+
+def _teacher_fields(recipe: Recipe, source: Source, teacher: FrozenTeacher) -> tuple[StoredField, ...]:
+    first = source.read(source.ids()[:2])["input"]
+    outputs = teacher(torch.from_numpy(first))
+    logits = outputs["logits"]
+    if logits.ndim != 2 or logits.shape[1] != teacher.outputs:
+        raise UsageError(
+            f"teacher {teacher.config.model}: gives logits of shape {list(logits.shape[1:])}, expected "
+            f"[{teacher.outputs}], one for each class of the source"
+        )
+    fields = []
+    for name in ["logits", *teacher.config.taps]:
+        config = recipe.fields.get(name, FieldConfig(dtype="float16"))
+        array = Array("float32", tuple(outputs[name].shape[1:]))
+        codec = CODECS[config.codec]
+        try:
+            configuration = codec.configure(config.configuration(), array)
+        except UsageError as error:
+            raise UsageError(f"fields.{name}: {error}") from error
+        columns = codec.columns(array, configuration)
+        fields.append(StoredField(name, array, config.codec, configuration, columns))
+    return tuple(fields)
+
+
+def fit_tables(plan: Plan, source: Source, teacher: FrozenTeacher) -> Tables:
+    """The tables of every field whose codec is fitted on a pilot: the first rows of the (shuffled) plan."""
+    wanted = [f for f in plan.fields if CODECS[f.codec].NEEDS_PILOT]
+    if not wanted:
+        return {}
+    ids = source.ids()[plan.permutation()[:_PILOT_ROWS]]
+    pieces: dict[str, list[Tensor]] = {f.name: [] for f in wanted}
+    for start in range(0, len(ids), plan.batch_rows):
+        outputs = teacher(torch.from_numpy(source.read(ids[start : start + plan.batch_rows])["input"]))
+        for name, kept in pieces.items():
+            kept.append(outputs[name].cpu())
+    return {f.name: dict(CODECS[f.codec].fit(torch.cat(pieces[f.name]), f.configuration)) for f in wanted}
+
+
+def tables_on(tables: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
+    """A field's tables as tensors where its codec works."""
+    return {name: torch.from_numpy(values).to(device) for name, values in tables.items()}

@@ -1,0 +1,176 @@
+"""One unit, from sample ids to the columns that will be committed: batches → teacher → codec → kept buffers."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcache.codecs import CODECS, fidelity
+from kdcache.errors import Interrupted, KdcacheError, TeacherError
+from kdcache.sources import Source
+from kdcache.store import Plan, StoredField
+from kdcache.teacher.frozen import FrozenTeacher, NotFinite
+
+__all__ = ["UnitBuffers", "fill_unit"]
+
+Columns = dict[str, NDArray[Any]]
+_AHEAD = 4
+
+
+class UnitBuffers:
+    """The columns of one unit, allocated once and filled again for every unit."""
+
+    def __init__(self, plan: Plan) -> None:
+        rows = min(plan.rows, plan.unit_rows)
+        self._arrays = {name: np.empty((rows, *a.shape), a.numpy) for name, a in plan.columns.items()}
+
+    def view(self, rows: int) -> Columns:
+        """The first `rows` rows of every column."""
+        return {name: values[:rows] for name, values in self._arrays.items()}
+
+
+def fill_unit(
+    plan: Plan,
+    unit: int,
+    ids: NDArray[np.int64],
+    source: Source,
+    teacher: FrozenTeacher | None,
+    tables: dict[str, dict[str, Tensor]],
+    columns: Columns,
+    stop: threading.Event,
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """Fill `columns` with the unit's rows (`ids` in plan order); returns its facts: fidelity, measured on unit 0.
+
+    Reading runs ahead in a thread. Raises TeacherError naming the samples, Interrupted if `stop` is set.
+    """
+    columns["id"][:] = ids
+    measured = _Fidelity(plan) if unit == 0 and teacher else None
+    for first, last in _read_ahead(plan, ids, source, columns, stop):
+        if teacher:
+            outputs = _outputs(teacher, torch.from_numpy(columns["input"][first:last]), ids[first:last])
+            for field in plan.fields:
+                if field.name in outputs:
+                    encoded = _encode(field, outputs[field.name], tables[field.name], columns, first, last)
+                    if measured:
+                        measured.add(field, outputs[field.name], encoded, tables[field.name])
+        advance(last - first)
+    return measured.facts() if measured else {}
+
+
+def _read_ahead(
+    plan: Plan, ids: NDArray[np.int64], source: Source, columns: Columns, stop: threading.Event
+) -> Iterator[tuple[int, int]]:
+    """Batch ranges of the unit, each once its input and label stand in `columns`."""
+    ready: queue.Queue[tuple[int, int] | BaseException | None] = queue.Queue(_AHEAD)
+    given_up = threading.Event()
+    names = [name for name in ("input", "label") if name in columns]
+
+    def put(item: tuple[int, int] | BaseException | None) -> bool:
+        while not given_up.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def read() -> None:
+        try:
+            for first in range(0, len(ids), plan.batch_rows):
+                last = min(first + plan.batch_rows, len(ids))
+                rows = source.read(ids[first:last])
+                for name in names:
+                    np.copyto(columns[name][first:last], rows[name], casting="no")
+                if not put((first, last)):
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=read, name="kdcache-source", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            if stop.is_set():
+                raise Interrupted("stopped on request; committed units are kept, the same command goes on from them")
+            yield item
+    finally:
+        given_up.set()
+        thread.join()
+
+
+def _outputs(teacher: FrozenTeacher, inputs: Tensor, ids: NDArray[np.int64]) -> dict[str, Tensor]:
+    """The teacher's outputs for one batch; halved when memory runs out, bisected to the sample when it raises."""
+    try:
+        return teacher(inputs)
+    except NotFinite as error:
+        named = [int(ids[row]) for row in error.rows[:8]]
+        raise TeacherError(
+            f"teacher {teacher.config.model}: NaN or infinity for {len(error.rows)} samples of a batch, ids {named}, "
+            'also in fp32; look at these samples, or set teacher.precision = "fp32"'
+        ) from None
+    except KdcacheError:
+        raise
+    except Exception as error:
+        if len(ids) == 1:
+            raise TeacherError(
+                f"teacher {teacher.config.model}: raised {type(error).__name__} for sample {int(ids[0])}: {error}"
+            ) from error
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+    half = len(ids) // 2
+    parts = [_outputs(teacher, inputs[:half], ids[:half]), _outputs(teacher, inputs[half:], ids[half:])]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _encode(
+    field: StoredField, values: Tensor, tables: dict[str, Tensor], columns: Columns, first: int, last: int
+) -> dict[str, Tensor]:
+    encoded = CODECS[field.codec].encode(values, field.configuration, tables)
+    for suffix, tensor in encoded.items():
+        target = torch.from_numpy(columns[field.column(suffix)][first:last])
+        if field.columns[suffix].dtype == "bfloat16":
+            target = target.view(torch.bfloat16)
+        target.copy_(tensor)
+    return encoded
+
+
+class _Fidelity:
+    """The mean over the unit's rows of KL(teacher ‖ decoded), for every field that holds logits."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._sums: dict[str, dict[str, float]] = {}
+        self._rows: dict[str, int] = {}
+        self._widths = {f.name: f.width for f in plan.fields}
+
+    def add(self, field: StoredField, values: Tensor, encoded: dict[str, Tensor], tables: dict[str, Tensor]) -> None:
+        if field.name != "logits":
+            return
+        decoded = CODECS[field.codec].decode(encoded, field.array, field.configuration, tables)
+        kl = fidelity(values, decoded)["kl"]
+        sums = self._sums.setdefault(field.name, dict.fromkeys(kl, 0.0))
+        for temperature, value in kl.items():
+            sums[temperature] += value * len(values)
+        self._rows[field.name] = self._rows.get(field.name, 0) + len(values)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "fidelity": {
+                name: {
+                    "kl": {temperature: total / self._rows[name] for temperature, total in sums.items()},
+                    "bytes_per_row": self._widths[name],
+                    "rows": self._rows[name],
+                }
+                for name, sums in self._sums.items()
+            }
+        }
