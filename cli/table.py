@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcache.report import rows, verdict, visible
-from kdcache.report.rows import HEADINGS
+from kdcache.report.rows import HEADINGS, filled
 from kdcache.report.wording import NOTHING, amount, count
 
 __all__ = ["print_results"]
@@ -18,16 +18,15 @@ __all__ = ["print_results"]
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
     """Print the networks' table, the facts of the store and what they amount to; `results` is results.json."""
-    lines = [[visible(row.name), *row.cells] for row in rows(results)]
-    # Columns in which nobody has a number (no evaluation rows, no baseline) would only take the width.
-    kept = [0, *(i for i in range(1, len(HEADINGS) + 1) if any(line[i] != NOTHING for line in lines))]
-    head = ["Network", *HEADINGS]
-    cells = [[line[i] for i in kept] for line in lines]
+    found = rows(results)
+    kept = filled(found)
+    head = ["Network", *(HEADINGS[i] for i in kept)]
+    cells = [[visible(row.name), *(row.cells[i] for i in kept)] for row in found]
     name = visible(results.get("name") or "results")
     if console.is_terminal:
-        console.print(_boxed(name, [head[i] for i in kept], cells))
+        console.print(_boxed(name, head, cells))
     else:
-        for line in [name, *_aligned([[head[i] for i in kept], *cells])]:
+        for line in [name, *_aligned([head, *cells])]:
             console.print(Text(line), soft_wrap=True)
     for line in [*_facts(results), verdict(results)]:
         console.print(Text(line), soft_wrap=not console.is_terminal)

@@ -65,6 +65,8 @@ def resolve_students(recipe: Recipe) -> dict[str, Student]:
     named = recipe.students or ({"student": recipe.student} if recipe.student else {})
     students: dict[str, Student] = {}
     for name, config in named.items():
+        if name == "teacher" or name.startswith("baseline"):
+            raise UsageError(f"students.{name}: teacher and baseline are taken; give the student another name")
         base = recipe.student
         model = config.model or (base.model if base else None)
         if model is None:

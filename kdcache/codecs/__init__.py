@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from kdcache.codecs import dense, lowrank, topk
 from kdcache.codecs.codec import Codec
-from kdcache.codecs.fidelity import fidelity, measure
+from kdcache.codecs.fidelity import fidelity
 from kdcache.codecs.targets import SparseLogits
 
-__all__ = ["CODECS", "Codec", "SparseLogits", "fidelity", "measure"]
+__all__ = ["CODECS", "Codec", "SparseLogits", "fidelity"]
 
 CODECS: dict[str, Codec] = {"dense": dense, "lowrank": lowrank, "topk": topk}

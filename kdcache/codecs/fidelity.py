@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kdcache.arrays import Array
-from kdcache.codecs.codec import Codec
 from kdcache.codecs.targets import SparseLogits
 
-__all__ = ["fidelity", "measure"]
+__all__ = ["fidelity"]
 
 
 def fidelity(teacher_logits: Tensor, decoded: Tensor | SparseLogits,
@@ -37,13 +35,5 @@ def spread(decoded: Tensor | SparseLogits, temperature: float) -> Tensor:
     tail = None if decoded.tail is None else decoded.tail.double()
     wide = SparseLogits(decoded.indices, decoded.log_p.double(), tail, decoded.num_classes)
     kept, mass = wide.log_probs(temperature)
-    each = (mass - torch.tensor(max(wide.tail_count, 1)).log()).double()
+    each = mass - math.log(max(wide.tail_count, 1))
     return each[:, None].repeat(1, wide.num_classes).scatter(1, wide.indices, kept)
-
-
-def measure(codec: Codec, logits: Tensor, array: Array, configuration: Mapping[str, Any],
-            tables: Mapping[str, Tensor]) -> dict[str, Any]:
-    """`fidelity` of logits [B, C] once through the codec, and the bytes that a row takes."""
-    decoded = codec.decode(codec.encode(logits, configuration, tables), array, configuration, tables)
-    width = sum(column.width for column in codec.columns(array, configuration).values())
-    return {**fidelity(logits, decoded), "bytes_per_row": width}

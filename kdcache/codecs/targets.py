@@ -64,10 +64,6 @@ class SparseLogits:
         return SparseLogits(self.indices.to(device, non_blocking=non_blocking),
                             self.log_p.to(device, non_blocking=non_blocking), tail, self.num_classes)
 
-    def pin_memory(self) -> SparseLogits:
-        tail = None if self.tail is None else self.tail.pin_memory()
-        return SparseLogits(self.indices.pin_memory(), self.log_p.pin_memory(), tail, self.num_classes)
-
     def log_probs(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Logs of p_T of the kept classes [B, K] and of the tail's total mass [B]; they sum to 1 in each row.
 

@@ -23,8 +23,10 @@ class Decoder:
 
     def __init__(self, reader: StoreReader, field: StoredField, device: torch.device) -> None:
         if field.codec not in CODECS:
-            raise StoreMismatch(f"{reader.path}: field {field.name!r} has codec {field.codec!r}, this kdcache knows "
-                                f"{', '.join(sorted(CODECS))}; install the kdcache that wrote the store")
+            raise StoreMismatch(
+                f"{reader.path}: field {field.name!r} has codec {field.codec!r}, this kdcache knows "
+                f"{', '.join(sorted(CODECS))}; install the kdcache that wrote the store"
+            )
         self._field, self._device, self._path, self._codec = field, device, reader.path, CODECS[field.codec]
         self._tables = {name: torch.from_numpy(values).to(device) for name, values in reader.table(field.name).items()}
         self._arrays = {suffix: (getattr(torch, array.dtype), array.shape) for suffix, array in field.columns.items()}
@@ -35,7 +37,8 @@ class Decoder:
         """From the uint8 [B, width] of each of `columns`; StoreDamaged where a value cannot be."""
         stored = {
             suffix: values.view(dtype).reshape(-1, *shape)
-            for (suffix, (dtype, shape)), values in zip(self._arrays.items(), gathered, strict=True)}
+            for (suffix, (dtype, shape)), values in zip(self._arrays.items(), gathered, strict=True)
+        }
         field = self._field
         try:
             if self._device.type != "cpu":
@@ -47,7 +50,8 @@ class Decoder:
 
 
 def zip_fields(
-    readers: Sequence[StoreReader], wanted: Sequence[str] | None,
+    readers: Sequence[StoreReader],
+    wanted: Sequence[str] | None,
 ) -> Mapping[str, tuple[StoreReader, StoredField]]:
     """The wanted fields (None: all), `id` always first, each from the first store that has it.
 
@@ -62,8 +66,10 @@ def zip_fields(
             if name not in found:
                 found[name] = reader, field
             elif name not in _SHARED and (wanted is None or name in wanted):
-                raise UsageError(f"{reader.path} and {found[name][0].path} both have a field {name!r}; name the fields "
-                                 "that you want, or zip other stores")
+                raise UsageError(
+                    f"{reader.path} and {found[name][0].path} both have a field {name!r}; name the fields "
+                    "that you want, or zip other stores"
+                )
     if wanted is None:
         wanted = list(found)
     for name in wanted:

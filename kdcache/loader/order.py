@@ -101,7 +101,13 @@ class Order:
     """
 
     def __init__(
-        self, block_starts: Int64s, *, seed: int, epoch: int, lanes: int = 64, shuffle: bool = True,
+        self,
+        block_starts: Int64s,
+        *,
+        seed: int,
+        epoch: int,
+        lanes: int = 64,
+        shuffle: bool = True,
         rows: NDArray[np.bool_] | None = None,
     ) -> None:
         if not 1 <= lanes <= MAX_LANES:
@@ -113,8 +119,10 @@ class Order:
         sizes = np.diff(self._starts)
         if rows is not None:
             if rows.shape != (int(self._starts[-1]),) or rows.dtype != np.bool_:
-                raise UsageError(f"rows is {rows.dtype}{list(rows.shape)}: must be a bool mask of "
-                                 f"[{int(self._starts[-1])}], one value per row of the store")
+                raise UsageError(
+                    f"rows is {rows.dtype}{list(rows.shape)}: must be a bool mask of "
+                    f"[{int(self._starts[-1])}], one value per row of the store"
+                )
             before = np.concatenate(([0], np.cumsum(rows, dtype=np.int64)))
             sizes = before[self._starts[1:]] - before[self._starts[:-1]]
         blocks = np.flatnonzero(sizes)
@@ -178,10 +186,10 @@ class Order:
             raise IndexError(key)
         return int(self.locate(key % len(self), key % len(self) + 1)[0][0])
 
-    def locate(self, start: int, stop: int) -> tuple[Int64s, Int64s]:
+    def locate(self, start: int, stop: int) -> tuple[Int64s, NDArray[np.int32]]:
         """Store rows and the blocks that hold them, for positions start .. stop - 1."""
         rows = np.empty(stop - start, np.int64)
-        blocks = np.empty(stop - start, np.int64)
+        blocks = np.empty(stop - start, np.int32)
         if start >= stop:
             return rows, blocks
         first = int(np.searchsorted(self._segment_positions, start, "right")) - 1
@@ -192,7 +200,7 @@ class Order:
             self._sorted.popitem(last=False)
         return rows, blocks
 
-    def _fill(self, segment: int, start: int, stop: int, rows: Int64s, blocks: Int64s) -> None:
+    def _fill(self, segment: int, start: int, stop: int, rows: Int64s, blocks: NDArray[np.int32]) -> None:
         """The part of positions start .. stop - 1 in one segment: every visit there is a slice with a stride."""
         begin, stride = int(self._begins[segment]), int(self._alive[segment])
         base = int(self._segment_positions[segment])
@@ -206,7 +214,13 @@ class Order:
         visit = np.searchsorted(self._start, line + low, "right") - 1
         stops = np.searchsorted(self._start, line + high, "left")
         for seat, lane_start, a, b, v, v_stop in zip(
-            range(stride), line.tolist(), low.tolist(), high.tolist(), visit.tolist(), stops.tolist(), strict=True,
+            range(stride),
+            line.tolist(),
+            low.tolist(),
+            high.tolist(),
+            visit.tolist(),
+            stops.tolist(),
+            strict=True,
         ):
             while v < v_stop and a < b:
                 inside = lane_start + a - int(self._start[v])
@@ -249,8 +263,11 @@ class Order:
         low = np.maximum(offset[visit], self._begins[segment])
         high = np.minimum((offset + self._size)[visit], self._ends[segment])
         stride = self._alive[segment]
-        origin = (self._segment_positions[segment] + (low - self._begins[segment]) * stride
-                  + self._seat[segment, self._lane[visit]])
+        origin = (
+            self._segment_positions[segment]
+            + (low - self._begins[segment]) * stride
+            + self._seat[segment, self._lane[visit]]
+        )
         k_low = _steps(start - origin, stride)
         k_high = np.minimum(high - low, _steps(stop - origin, stride))
         reach, period = self._reach(world_size)

@@ -49,8 +49,15 @@ class BlockPool:
     """Slots for the blocks of `columns` within `memory_budget` bytes; `blocks` are those that will be asked for."""
 
     def __init__(
-        self, columns: Sequence[Column], block_starts: Int64s, blocks: Int64s, *, lanes: int, memory_budget: int,
-        threads: int, timeout: float,
+        self,
+        columns: Sequence[Column],
+        block_starts: Int64s,
+        blocks: Int64s,
+        *,
+        lanes: int,
+        memory_budget: int,
+        threads: int,
+        timeout: float,
     ) -> None:
         self._columns, self._starts = tuple(columns), block_starts
         self._threads, self._timeout = threads, timeout
@@ -64,7 +71,8 @@ class BlockPool:
             raise UsageError(
                 f"{columns[0].reader.path}: memory_budget = {memory_budget} bytes holds {self.slots} blocks of "
                 f"{self._slot_rows} rows x {width} bytes, and {lanes} lanes need {min(lanes + 1, len(blocks))}: raise "
-                f"memory_budget to {needed}, or lower lanes")
+                f"memory_budget to {needed}, or lower lanes"
+            )
         self.bytes = self.slots * slot_bytes
         self._memory = [np.empty((self.slots * self._slot_rows, column.width), np.uint8) for column in columns]
         self._tensors = [_widest(torch.from_numpy(memory)) for memory in self._memory]
@@ -94,7 +102,8 @@ class BlockPool:
         self._plan(visits)
         self._running = [
             threading.Thread(target=self._read_visits, args=(self._run,), name=f"kdcache-read-{i}", daemon=True)
-            for i in range(min(self._threads, len(visits.block)))]
+            for i in range(min(self._threads, len(visits.block)))
+        ]
         for thread in self._running:
             thread.start()
 
@@ -148,8 +157,10 @@ class BlockPool:
         block = int(self._visits.block[self._prefix])
         column = self._reading.get(block, "any column")
         path = next((c.reader.path for c in self._columns if c.name == column), self._columns[0].reader.path)
-        return (f"{path}: block {block}, {column}: not read within {self._timeout:g} s: the disk or network stalls; "
-                "look at it, or raise the loader's timeout")
+        return (
+            f"{path}: block {block}, {column}: not read within {self._timeout:g} s: the disk or network stalls; "
+            "look at it, or raise the loader's timeout"
+        )
 
     def release(self, position: int) -> None:
         """The consumer has copied every position below `position`: slots that end there may be filled anew."""
@@ -159,7 +170,7 @@ class BlockPool:
             if self._slots.release(position):
                 self._state.notify_all()
 
-    def places(self, rows: Int64s, blocks: Int64s) -> Tensor:
+    def places(self, rows: Int64s, blocks: NDArray[np.int32]) -> Tensor:
         """Where in the pool these store rows lie, int64 [B]; their blocks are loaded and not yet released."""
         return torch.from_numpy(rows + self._shift[blocks])
 

@@ -63,8 +63,10 @@ class Slots:
         before = len(self._free)
         while self._releases and self._releases[0][0] < position:
             block = heapq.heappop(self._releases)[1]
-            self._claims[self._slot_of[block]] -= 1
-            self._free_unclaimed(block)
+            slot = self._slot_of.get(block)
+            if slot is not None:  # None: forgotten since it was claimed
+                self._claims[slot] -= 1
+                self._free_unclaimed(block)
         return len(self._free) > before
 
     def release_all(self) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import StorageError
-from kdcache.report.rows import HEADINGS, NOISE, rows
-from kdcache.report.verdict import verdict
+from kdcache.report.rows import HEADINGS, filled, rows
+from kdcache.report.verdict import NOISE, verdict
 from kdcache.report.wording import NOTHING, amount, count, percent, points, spread, visible
 
 __all__ = ["Picture", "write_page"]
@@ -39,10 +39,11 @@ def write_page(path: Path, results: Mapping[str, Any], pictures: Sequence[Sequen
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_spelled, trim_blocks=True,
                               lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
-    store = results.get("store") or {}
+    store, table = results.get("store") or {}, rows(results)
     page = template.render(
         title=results.get("name") or "kdcache run", verdict=verdict(results), headline=_headline(results),
-        headings=HEADINGS, rows=rows(results), noise=f"{NOISE:g}", seeds=results.get("seeds") or [],
+        headings=HEADINGS, columns=filled(table), rows=table, nothing=NOTHING, noise=f"{NOISE:g}",
+        seeds=results.get("seeds") or [],
         store=_store(store, results.get("throughput") or {}), fields=_fields(store), fidelity=_fidelity(store),
         pictures=pictures, commands=_commands(results.get("command")),
         environment=[(key, _plain(value)) for key, value in (results.get("environment") or {}).items()],
@@ -101,10 +102,12 @@ def _fields(store: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, field in (store.get("fields") or {}).items():
         if isinstance(field, Mapping):
             inner = field.get("configuration")
-            flat = {**field, "configuration": None, **(inner if isinstance(inner, Mapping) else {"configuration": inner})}
-            # The configuration's dtype is that of what is stored, the field's that of what is decoded.
-            if isinstance(inner, Mapping) and "dtype" in inner:
-                flat = {**flat, "dtype": inner["dtype"], "decoded to": field.get("dtype")}
+            flat = dict(field)
+            if isinstance(inner, Mapping):
+                del flat["configuration"]
+                flat |= inner
+                # The configuration's dtype is that of what is stored, the field's that of what is decoded.
+                flat |= {"decoded to": field.get("dtype")} if "dtype" in inner else {}
             parts = [_plain(value) if key == "codec" else f"{key} {_plain(value)}"
                      for key, value in flat.items() if value not in (None, {}, [], (), "")]
             found.append((str(name), ", ".join(parts)))

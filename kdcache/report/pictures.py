@@ -37,7 +37,7 @@ def pictures(
     """Every picture for which there are numbers, in groups to be seen together; arguments as of `write_report`."""
     found = [*_accuracy(results), *_heat(results), *_training(results, curves)]
     if teacher_probabilities_top is not None:
-        found += _confidence(teacher_probabilities_top)
+        found += _confidence(results, teacher_probabilities_top)
     pair = [] if labels is None else _confusions(results, predictions, np.asarray(labels), class_names)
     return [group for group in (found, pair) if group]
 
@@ -106,14 +106,17 @@ def _training(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Pic
     return found
 
 
-def _confidence(top: ArrayLike) -> list[Picture]:
+def _confidence(results: Mapping[str, Any], top: ArrayLike) -> list[Picture]:
     counts, edges = confidence_histogram(top)
     if not counts.sum():
         return []
     mean = float(np.mean(np.asarray(top, dtype=np.float64)))
+    error = (results.get("teacher") or {}).get("calibration_error")
+    measured = "" if error is None else f" Expected calibration error on the evaluation rows: {percent(error)} %."
     return [_both(lambda palette: plots.confidence_bars(counts, edges, mean, palette), "How sure the teacher is",
                   f"Top-1 probability on {counts.sum():,} rows of the store. Where all of it stands at 1, soft labels "
-                  "say little more than hard ones.", f"Histogram of the teacher's confidence, mean {mean:.3f}.")]
+                  f"say little more than hard ones.{measured}",
+                  f"Histogram of the teacher's confidence, mean {mean:.3f}.")]
 
 
 def _confusions(results: Mapping[str, Any], predictions: Mapping[str, ArrayLike], labels: NDArray[Any],
@@ -129,7 +132,7 @@ def _confusions(results: Mapping[str, Any], predictions: Mapping[str, ArrayLike]
     found = []
     for name in shown:
         counts = confusion(predictions[name], labels, classes)
-        who = "the teacher" if name == "teacher" else visible(name)
+        who = "the teacher" if name == "teacher" else "the student" if len(means) == 1 else visible(name)
 
         def paint(palette: Palette, counts: NDArray[np.int64] = counts) -> str:
             return plots.confusion_matrix(counts, names, palette)

@@ -91,6 +91,7 @@ def confidence_bars(counts: NDArray[np.int64], edges: NDArray[np.float64], mean:
         axes.annotate(f"mean {mean:.3f}", (mean, 1.0), xycoords=("data", "axes fraction"), xytext=(-4, -2),
                       textcoords="offset points", ha="right", va="top", color=palette.ink)
         axes.set_xlim(0, 1)
+        axes.tick_params(axis="x", pad=6)
         _horizontal(axes)
         axes.set_xlabel("probability of the top class at T = 1")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kdcache.report.verdict import NOISE, beyond_noise
+from kdcache.report.verdict import beyond_noise
 from kdcache.report.wording import NOTHING, amount, count, objective_words, percent, points, spread
 
-__all__ = ["HEADINGS", "NOISE", "Row", "rows"]
+__all__ = ["HEADINGS", "Row", "filled", "rows"]
 
 HEADINGS = ("Accuracy, %", "Gain, points", "Gain ÷ sd", "Beyond noise", "Agreement, %", "Parameters", "Seconds")
 
@@ -44,3 +44,8 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
             {True: "yes", False: "no", None: NOTHING}[beyond_noise(gain)], percent(student.get("agreement")),
             count(student.get("parameters")), amount(student.get("seconds")))))
     return found
+
+
+def filled(table: Sequence[Row]) -> list[int]:
+    """The places in `HEADINGS` under which at least one row has a number; the others only take width."""
+    return [place for place in range(len(HEADINGS)) if any(row.cells[place] != NOTHING for row in table)]

@@ -50,7 +50,7 @@ def unpack(archive: Path, members: Mapping[str, int]) -> list[Path]:
                 content = tar.extractfile(entry)
                 assert content is not None  # it is a plain file
                 taken[entry.name] = archive.with_name(PurePosixPath(entry.name).name)
-                _copy(content, taken[entry.name], archive)
+                _copy(content, taken[entry.name])
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise SourceError(f"{archive}: damaged archive ({error}); remove it and fetch it again") from error
     except StorageError:
@@ -62,19 +62,24 @@ def unpack(archive: Path, members: Mapping[str, int]) -> list[Path]:
     return list(taken.values())
 
 
-def _copy(content: IO[bytes], target: Path, archive: Path) -> None:
+def _copy(content: IO[bytes], target: Path) -> None:
     part = target.with_name(target.name + ".part")
     try:
         file = part.open("wb")
     except OSError as error:
         raise StorageError(f"{part}: cannot be written ({error.strerror})") from error
     with file:
-        while chunk := content.read(_CHUNK):
-            try:
-                file.write(chunk)
-            except OSError as error:
-                raise StorageError(f"{part}: cannot be written ({error.strerror}); free some space") from error
+        while chunk := content.read(_CHUNK):  # outside of the `try`: what fails here is the archive
+            _write(file, chunk, part)
     part.replace(target)
+
+
+def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:
+    try:
+        file.write(chunk)
+        file.flush()
+    except OSError as error:
+        raise StorageError(f"{part}: cannot be written ({error.strerror}); free some space") from error
 
 
 def _is_here(record: Download, folder: Path) -> bool:

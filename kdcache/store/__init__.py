@@ -1,7 +1,8 @@
 """The store on disk: plan, units, shards, manifest. Numpy only: reading and verifying a store needs no torch."""
 
 from kdcache.store.convert import convert
-from kdcache.store.plan import Plan, read_plan
+from kdcache.store.plan import Plan
+from kdcache.store.plan_file import read_plan
 from kdcache.store.reader import StoreReader, open_store
 from kdcache.store.schema import StoredField, plain_field
 from kdcache.store.verify import describe, verify

@@ -24,7 +24,7 @@ def write_card(store: Path, plan: Plan, manifest: Manifest) -> None:
     path = store / "README.md"
     if path.exists():
         return
-    teacher = f"`{safe(plan.teacher['model'])}`" if plan.teacher else "none: inputs and labels only"
+    teacher = f"`{safe(plan.teacher.get('model'))}`" if plan.teacher else "none: inputs and labels only"
     fields = "\n".join(f"| `{f.name}` | {f.array} | {f.codec} | {f.width} |" for f in plan.fields)
     text = f"""\
 # {safe(plan.source["name"])}: soft labels

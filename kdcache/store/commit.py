@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from kdcache.errors import StoreDamaged, UsageError
-from kdcache.files import create_only, create_text, disk_errors, remove, replace, write_temporary
+from kdcache.files import create_only, create_text, disk_errors, remove, replace, sync_folder, write_temporary
 from kdcache.fingerprint import canonical, sha256
 from kdcache.store import hdf5, parquet
 from kdcache.store.digest import unit_digests
@@ -31,7 +32,8 @@ from kdcache.store.manifest import (
     record_path,
     shard_path,
 )
-from kdcache.store.plan import PLAN, Plan, read_plan
+from kdcache.store.plan import PLAN, Plan
+from kdcache.store.plan_file import plan_from_bytes, read_plan
 from kdcache.store.tables import table_path
 
 __all__ = ["claim", "claimed", "commit_unit", "committed", "finish", "start"]
@@ -45,8 +47,11 @@ def start(store: Path, plan: Plan, tables: Mapping[str, bytes]) -> Plan:
 
     `tables` are the safetensors bytes of each field that has some; plan.tables holds their SHA-256.
     """
+    if store.exists() and not store.is_dir():
+        raise UsageError(f"{store}: is a file; --out names the store's folder")
     if (found := read_plan(store)) is None:
         _refuse_foreign(store)
+        plan_from_bytes(plan.bytes, f"{store}: the plan to be written")
         with disk_errors(store):
             for field, data in tables.items():
                 path = table_path(store, field, plan.tables[field])
@@ -56,14 +61,17 @@ def start(store: Path, plan: Plan, tables: Mapping[str, bytes]) -> Plan:
         found = read_plan(store)
         assert found is not None, "the plan was there a moment ago"
     plan.check_same(found, store)
+    with disk_errors(store):  # before the first commit, so that no power cut keeps a record and loses its folder
+        for folder in ("data", "units"):
+            (store / folder).mkdir(exist_ok=True)
+        sync_folder(store)
+        sync_folder(store.parent)
     return found
 
 
 def _refuse_foreign(store: Path) -> None:
     """A folder that holds something else is not written into."""
     with disk_errors(store, "open"):
-        if store.exists() and not store.is_dir():
-            raise UsageError(f"{store}: is a file; --out names the store's folder")
         names = {path.name for path in store.iterdir()} if store.exists() else set()
     strange = sorted(names - {_SCRATCH, "tables"})
     if strange and PLAN not in names:  # another writer may have published the plan a moment ago
@@ -92,9 +100,7 @@ def commit_unit(
     shard = shard_path(store, plan, record)
     with disk_errors(shard, f"write {len(data)} bytes"):
         try:
-            shard.parent.mkdir(exist_ok=True)
             replace(write_temporary(store / _SCRATCH, data, 0o444), shard)
-            record_path(store, unit).parent.mkdir(exist_ok=True)
             ours = create_only(
                 write_temporary(store / _SCRATCH, canonical(record.to_json()), 0o444), record_path(store, unit)
             )
@@ -158,4 +164,7 @@ def claimed(store: Path) -> set[int]:
 
 def committed(store: Path, units: Iterable[int]) -> set[int]:
     """Those of `units` that are committed."""
-    return {unit for unit in units if record_path(store, unit).exists()}
+    with disk_errors(store / "units", "list"), contextlib.suppress(FileNotFoundError):
+        names = set(os.listdir(store / "units"))
+        return {unit for unit in units if record_path(store, unit).name in names}
+    return set()

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from kdcache.errors import UsageError
 from kdcache.store.manifest import Manifest
+from kdcache.store.plan import COMPRESSIONS
 from kdcache.store.reader import open_store
 from kdcache.store.writer import StoreWriter
 
@@ -20,6 +22,8 @@ def convert(
 
     Every block is verified as it is read. Converting back gives the first store's shards again, byte for byte.
     """
+    if compression not in COMPRESSIONS.get(container, ()):
+        raise UsageError(f"container {container!r} with compression {compression!r}; take one of {COMPRESSIONS}")
     with open_store(path) as store:
         plan = dataclasses.replace(store.plan, container={"format": container, "compression": compression})
         writer = StoreWriter(out, plan, {field: store.table(field) for field in plan.tables})

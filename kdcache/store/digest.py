@@ -41,5 +41,5 @@ def check_block(data: NDArray[np.uint8], expected: str, shard: Path, block: int,
     if found != expected:
         raise StoreDamaged(
             f"{shard}: block {block}, column {column}: expected xxh3_128 {expected}, found {found}; "
-            "restore the shard from a good copy, or delete it with its record in units/ and manifest.json and dump again"
+            "restore the shard from a good copy, or delete it, its record in units/ and manifest.json, and dump again"
         )

@@ -14,13 +14,26 @@ from kdcache.errors import StoreDamaged, TrustError
 from kdcache.files import read_bytes
 from kdcache.fingerprint import canonical
 
-__all__ = ["HEX64", "check_array", "check_int", "check_name", "keys", "parse_canonical", "read_canonical", "safe"]
+__all__ = [
+    "HEX32",
+    "HEX64",
+    "check_array",
+    "check_int",
+    "check_name",
+    "keys",
+    "parse_canonical",
+    "read_canonical",
+    "safe",
+]
 
 MAX_DEPTH = 16
 MAX_ROWS = 2**40
 MAX_WIDTH = 2**31
 MAX_AXES = 8
+HEX32 = re.compile(r"[0-9a-f]{32}")
 HEX64 = re.compile(r"[0-9a-f]{64}")
+# An unfinished string runs to the end, and nothing is tried twice: time is linear in the bytes, whatever they are.
+_BRACKET_OR_STRING = re.compile(rb'[\[{\]}]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)?', re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -32,8 +45,11 @@ def read_canonical(path: Path, limit: int) -> Any:
 def parse_canonical(data: bytes, place: str) -> Any:
     """The JSON value in `data`; duplicate keys, NaN, deep nesting and non-canonical bytes are refused."""
     depth = deepest = 0
-    for bracket in re.findall(rb"[\[{\]}]", re.sub(rb'"(?:[^"\\]|\\.)*"', b"", data)):
-        depth += 1 if bracket in b"[{" else -1
+    for token in _BRACKET_OR_STRING.finditer(data):
+        if (found := token[0]) in b"[{":
+            depth += 1
+        elif found in b"]}":
+            depth -= 1
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
         raise TrustError(f"{place}: JSON nested {deepest} deep, at most {MAX_DEPTH} is read")

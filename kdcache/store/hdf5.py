@@ -6,7 +6,9 @@ itself is accepted: hard links to plain numeric datasets with the plan's dtype a
 
 from __future__ import annotations
 
+import math
 import threading
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from kdcache.arrays import Array
 from kdcache.errors import StoreDamaged, TrustError
-from kdcache.store.guard import parse_canonical
+from kdcache.store.guard import parse_canonical, safe
 
 __all__ = ["SUFFIX", "Shard", "encode"]
 
@@ -61,7 +63,7 @@ class Shard:
         except (StoreDamaged, TrustError, FileNotFoundError):
             raise
         except Exception as error:  # a damaged file makes h5py raise whatever it likes
-            raise StoreDamaged(f"not a readable HDF5 shard: {error}") from error
+            raise StoreDamaged(f"not a readable HDF5 shard: {safe(error)}") from error
         self.header: dict[str, Any] = parse_canonical(header, str(path))
 
     def _check(self, schema: Mapping[str, Array], rows: int) -> None:
@@ -81,9 +83,12 @@ class Shard:
             filters = {layout.get_filter(i)[0] for i in range(layout.get_nfilters())}
             if not filters <= _FILTERS:
                 raise TrustError(f"{name} needs the filters {sorted(filters)}, allowed are {sorted(_FILTERS)}")
+            chunked = layout.get_layout() == h5py.h5d.CHUNKED
             if name == _HEADER:
-                if dataset.dtype != np.uint8 or dataset.rank != 1 or dataset.shape[0] > _HEADER_LIMIT:
+                if chunked or dataset.dtype != np.uint8 or dataset.rank != 1 or dataset.shape[0] > _HEADER_LIMIT:
                     raise StoreDamaged(f"its header has dtype {dataset.dtype} and shape {dataset.shape}")
+            elif chunked and layout.get_chunk() != (min(self._block_rows, rows), *schema[name].shape):
+                raise StoreDamaged(f"column {name} has chunks of {layout.get_chunk()}, which are not its blocks")
             elif dataset.dtype != schema[name].numpy or dataset.shape != (rows, *schema[name].shape):
                 raise StoreDamaged(
                     f"column {name} is {dataset.dtype}{list(dataset.shape)}, the plan has {schema[name]} × {rows} rows"
@@ -101,11 +106,33 @@ class Shard:
         """A block's decoded bytes: uint8 [rows × width]."""
         start, stop = self._range(block)
         try:
+            dataset = self._file[column]
+            if dataset.chunks is None:
+                return np.ascontiguousarray(dataset[start:stop]).reshape(-1).view(np.uint8)
             with self._lock:
-                values = self._file[column][start:stop]
-            return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+                return self._unpack(dataset.id, start)[: (stop - start) * self._schema[column].width]
         except Exception as error:
-            raise StoreDamaged(f"block {block}, column {column} cannot be decoded: {error}") from error
+            place = f"{self.path}: block {block}, column {column}"
+            raise StoreDamaged(f"{place} cannot be decoded: {safe(error)}; restore the shard") from error
+
+    @staticmethod
+    def _unpack(dataset: Any, start: int) -> NDArray[np.uint8]:
+        """The bytes of a chunk. HDF5's own deflate filter would unpack a few bytes to gigabytes before it looked."""
+        layout = dataset.get_create_plist()
+        itemsize, size = dataset.dtype.itemsize, math.prod(layout.get_chunk()) * dataset.dtype.itemsize
+        place = (start, *[0] * (dataset.rank - 1))
+        if dataset.get_chunk_info_by_coord(place).size > size + (size >> 8) + 64:
+            raise StoreDamaged("its chunk is larger packed than unpacked")
+        mask, packed = dataset.read_direct_chunk(place)
+        filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
+        if mask or filters not in ([], [h5py.h5z.FILTER_DEFLATE], [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE]):
+            raise StoreDamaged(f"its filters are {filters} with mask {mask}, expected shuffle and deflate")
+        data = zlib.decompressobj().decompress(packed, size + 1) if filters else packed
+        if len(data) != size:
+            raise StoreDamaged(f"its chunk unpacks to {len(data)} bytes or more, expected {size}")
+        values = np.frombuffer(data, np.uint8)
+        shuffled = len(filters) == 2
+        return np.ascontiguousarray(values.reshape(itemsize, -1).T).reshape(-1) if shuffled else values
 
     def _range(self, block: int) -> tuple[int, int]:
         start = block * self._block_rows

@@ -17,7 +17,7 @@ from kdcache.store.plan import VERSION, Plan
 __all__ = ["MANIFEST", "Manifest", "Record", "read_manifest", "read_record", "record_path", "shard_path"]
 
 MANIFEST = "manifest.json"
-_MANIFEST_LIMIT = 256 << 20
+_MANIFEST_LIMIT = 64 << 20
 _RECORD_LIMIT = 1 << 20
 _SHARD_LIMIT = 2**44
 
@@ -105,7 +105,7 @@ def read_manifest(store: Path, plan: Plan) -> Manifest | None:
     """The manifest of a store, compared with its plan; None where the store is unfinished."""
     path = store / MANIFEST
     try:
-        value = read_canonical(path, _MANIFEST_LIMIT)
+        value = read_canonical(path, min(_MANIFEST_LIMIT, _RECORD_LIMIT + (plan.units << 12)))
     except FileNotFoundError:
         return None
     if isinstance(value, dict) and value.get("version") != VERSION:

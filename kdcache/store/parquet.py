@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kdcache.arrays import Array
 from kdcache.errors import StoreDamaged
-from kdcache.store.guard import parse_canonical
+from kdcache.store.guard import parse_canonical, safe
 
 __all__ = ["SUFFIX", "Shard", "encode"]
 
@@ -29,6 +29,7 @@ SUFFIX = ".parquet"
 _CODEC = {"none": "NONE", "lz4": "LZ4", "zstd": "ZSTD"}
 _FOOTER_LIMIT = 64 << 20
 _PAGE_HEADER_LIMIT = 4096
+_PACKED_HEADER_LIMIT = 128  # too little for a second page that unpacks to much
 
 
 def encode(
@@ -87,13 +88,13 @@ class Shard:
         self.path, self._schema, self._rows, self._block_rows = path, schema, rows, block_rows
         self._lock = threading.Lock()
         try:
-            _check_footer_length(path)
+            size = _check_footer_length(path)
             self._file = pq.ParquetFile(
                 path,
                 memory_map=False,
                 pre_buffer=False,
                 thrift_string_size_limit=_FOOTER_LIMIT,
-                thrift_container_size_limit=1 << 20,
+                thrift_container_size_limit=max(64, 2 * len(schema) + 2, -(-rows // block_rows) + 1),
                 arrow_extensions_enabled=False,
             )
             metadata = self._file.metadata
@@ -109,27 +110,28 @@ class Shard:
             if sizes != expected:
                 raise StoreDamaged(f"its blocks have {sizes[:4]}… rows, the plan has {expected[:4]}…")
             self._extents = {
-                (name, b): self._find(metadata.row_group(b).column(i), expected[b] * array.width)
+                (name, b): self._find(metadata.row_group(b).column(i), expected[b] * array.width, size)
                 for b in range(len(expected))
                 for i, (name, array) in enumerate(schema.items())
             }
         except (StoreDamaged, FileNotFoundError):
             raise
         except Exception as error:  # a damaged footer makes pyarrow raise whatever it likes
-            raise StoreDamaged(f"not a readable Parquet shard: {error}") from error
+            raise StoreDamaged(f"not a readable Parquet shard: {safe(error)}") from error
         self.header: dict[str, Any] = parse_canonical(header, str(path))
 
     @staticmethod
-    def _find(chunk: Any, size: int) -> tuple[int, int] | None:
+    def _find(chunk: Any, size: int, file_size: int) -> tuple[int, int] | None:
         """Where a block lies raw in the file; None where it is compressed (or laid out by somebody else's writer)."""
+        end = chunk.data_page_offset + chunk.total_compressed_size
+        if not 4 <= chunk.data_page_offset < end <= file_size or chunk.has_dictionary_page:
+            raise StoreDamaged(f"column {safe(chunk.path_in_schema)} does not lie in the file, or has a dictionary")
         if chunk.total_uncompressed_size > size + _PAGE_HEADER_LIMIT:
             raise StoreDamaged(
-                f"column {chunk.path_in_schema} declares {chunk.total_uncompressed_size} bytes for {size}"
+                f"column {safe(chunk.path_in_schema)} declares {chunk.total_uncompressed_size} bytes for {size}"
             )
         raw = (
-            chunk.compression == "UNCOMPRESSED"
-            and not chunk.has_dictionary_page
-            and set(chunk.encodings) <= {"PLAIN", "RLE"}
+            chunk.compression == "UNCOMPRESSED" and set(chunk.encodings) <= {"PLAIN", "RLE"}
         )
         head = chunk.total_compressed_size - size
         return (chunk.data_page_offset + head, size) if raw and 0 < head < _PAGE_HEADER_LIMIT else None
@@ -142,6 +144,7 @@ class Shard:
         """A block's decoded bytes: uint8 [rows × width]."""
         array = self._schema[column]
         try:
+            self._check_page(column, block)
             with self._lock:  # a ParquetFile is not for two threads at once
                 chunk = self._file.read_row_group(block, columns=[column], use_threads=False).column(0)
             (part,) = chunk.chunks
@@ -150,17 +153,45 @@ class Shard:
             if len(part) != rows or part.null_count:
                 raise StoreDamaged(f"block {block}, column {column}: {len(part)} rows, expected {rows}")
             return np.frombuffer(part.buffers()[1], np.uint8)[start : start + rows * array.width]
-        except StoreDamaged:
-            raise
         except Exception as error:
-            raise StoreDamaged(f"block {block}, column {column} cannot be decoded: {error}") from error
+            place = f"{self.path}: block {block}, column {column}"
+            raise StoreDamaged(f"{place} cannot be decoded: {safe(error)}; restore the shard") from error
+
+    def _check_page(self, column: str, block: int) -> None:
+        """Refuse a page that would be unpacked to more than its block takes: a few bytes can become gigabytes."""
+        chunk = self._file.metadata.row_group(block).column(list(self._schema).index(column))
+        with self.path.open("rb") as file:
+            file.seek(chunk.data_page_offset)
+            kind, unpacked, packed = _page_header(file.read(32))
+        size = self._schema[column].width * min(self._block_rows, self._rows - block * self._block_rows)
+        if kind != 0 or unpacked != size or not 0 < chunk.total_compressed_size - packed < _PACKED_HEADER_LIMIT:
+            raise StoreDamaged(f"a page of kind {kind} with {unpacked} bytes, expected one data page of {size}")
 
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
 
 
-def _check_footer_length(path: Path) -> None:
+def _page_header(data: bytes) -> list[int]:
+    """Page type, size unpacked and size packed: the first three fields, i32 each, of Thrift's compact PageHeader."""
+    numbers, at = [], 0
+    for _ in range(3):
+        if data[at] != 0x15:  # the next field, an i32
+            raise StoreDamaged("its page header is none that a writer of this format makes")
+        number = shift = 0
+        while True:
+            at += 1
+            number |= (data[at] & 0x7F) << shift
+            shift += 7
+            if data[at] < 0x80:
+                break
+        numbers.append((number >> 1) ^ -(number & 1))
+        at += 1
+    return numbers
+
+
+def _check_footer_length(path: Path) -> int:
+    """The size of a file whose end is that of a Parquet file with a footer of a bearable length."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size < 12:
@@ -169,3 +200,4 @@ def _check_footer_length(path: Path) -> None:
         length, magic = struct.unpack("<I4s", file.read(8))
     if magic != b"PAR1" or length > min(size - 12, _FOOTER_LIMIT):
         raise StoreDamaged("its end is not that of a Parquet file; it is truncated or damaged")
+    return size

@@ -12,26 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.arrays import Array
-from kdcache.errors import StoreDamaged, StoreMismatch
+from kdcache.errors import StoreMismatch
 from kdcache.fingerprint import canonical, digest_of, sha256
 from kdcache.keyed import keyed_order
-from kdcache.store.guard import HEX64, MAX_ROWS, check_int, keys, parse_canonical, read_canonical, safe
-from kdcache.store.schema import StoredField, columns_of, differing, fields_from_json
+from kdcache.store.guard import safe
+from kdcache.store.schema import StoredField, columns_of, differing
 
-__all__ = ["PLAN", "VERSION", "Plan", "read_plan"]
+__all__ = ["COMPRESSIONS", "PLAN", "VERSION", "Plan"]
 
 PLAN = "plan.json"
 VERSION = 1
-PLAN_LIMIT = 8 << 20
-
-_SOURCE: dict[str, type | tuple[type, ...]] = {
-    "name": str,
-    "fingerprint": str,
-    "classes": (int, type(None)),
-    "class_names": list,
-}
-_ORDER: dict[str, type | tuple[type, ...]] = {"kind": str, "seed": int}
-_CONTAINER: dict[str, type | tuple[type, ...]] = {"format": str, "compression": str}
+COMPRESSIONS = {"parquet": ("none", "lz4", "zstd"), "hdf5": ("none", "deflate")}
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,7 @@ class Plan:
     @cached_property
     def block_starts(self) -> NDArray[np.int64]:
         """First row of every block, and the number of rows at the end: int64 [G + 1]. Blocks never cross units."""
-        per_unit = np.arange(0, self.unit_rows, self.block_rows, dtype=np.int64)
+        per_unit = np.arange(0, min(self.rows, self.unit_rows), self.block_rows, dtype=np.int64)
         starts = (np.arange(self.units, dtype=np.int64)[:, None] * self.unit_rows + per_unit).ravel()
         return np.append(starts[starts < self.rows], self.rows)
 
@@ -154,95 +145,6 @@ class Plan:
                 f"{self.alignment[:16]}; "
                 f"dump it again with `kdcache dump --like {ours}`"
             )
-
-
-def read_plan(store: Path) -> Plan | None:
-    """The plan in a store's folder, checked; None where there is none."""
-    path = store / PLAN
-    try:
-        value = read_canonical(path, PLAN_LIMIT)
-    except FileNotFoundError:
-        return None
-    return plan_from_json(value, str(path))
-
-
-def plan_from_json(value: Any, place: str) -> Plan:
-    """A plan from the content of plan.json; raises StoreDamaged, StoreMismatch (newer version) or TrustError."""
-    if isinstance(value, dict) and value.get("format") == "kdcache" and value.get("version") != VERSION:
-        raise StoreMismatch(
-            f"{place}: store format version {safe(value.get('version'))}, this kdcache reads {VERSION}; "
-            "install the kdcache that wrote it, or a newer one"
-        )
-    table = keys(
-        value,
-        {
-            "format": str,
-            "version": int,
-            "rows": int,
-            "source": dict,
-            "order": dict,
-            "unit_rows": int,
-            "block_rows": int,
-            "batch_rows": int,
-            "container": dict,
-            "fields": list,
-            "input_statistics": (dict, type(None)),
-            "teacher": (dict, type(None)),
-            "tables": dict,
-        },
-        place,
-    )
-    source, order = keys(table["source"], _SOURCE, f"{place}: source"), keys(table["order"], _ORDER, f"{place}: order")
-    container = keys(table["container"], _CONTAINER, f"{place}: container")
-    rows = check_int(table["rows"], 1, MAX_ROWS, f"{place}: rows")
-    block_rows = check_int(table["block_rows"], 1, 2**31, f"{place}: block_rows")
-    unit_rows = check_int(table["unit_rows"], block_rows, 2**31, f"{place}: unit_rows")
-    if source["classes"] is not None:
-        check_int(source["classes"], 1, 2**31, f"{place}: classes")
-    for digest in (source["fingerprint"], *table["tables"].values()):
-        if not isinstance(digest, str) or not HEX64.fullmatch(digest):
-            raise StoreDamaged(f"{place}: {safe(digest)!r} is not a SHA-256")
-    if table["format"] != "kdcache" or unit_rows % block_rows or order["kind"] not in ("shuffled", "source"):
-        raise StoreDamaged(f"{place}: format, unit_rows or order hold what no kdcache writes")
-    if container["format"] not in ("parquet", "hdf5"):
-        raise StoreDamaged(f"{place}: container format {safe(container['format'])!r} is neither parquet nor hdf5")
-    if not all(isinstance(name, str) for name in source["class_names"]):
-        raise StoreDamaged(f"{place}: class_names are not strings")
-    fields = fields_from_json(table["fields"], f"{place}: fields")
-    if strange := table["tables"].keys() - {f.name for f in fields}:
-        raise StoreDamaged(f"{place}: there are tables of {safe(sorted(strange)[0])!r}, which is not a field")
-    return Plan(
-        rows,
-        source,
-        order,
-        unit_rows,
-        block_rows,
-        check_int(table["batch_rows"], 1, unit_rows, f"{place}: batch_rows"),
-        container,
-        fields,
-        _statistics(table["input_statistics"], place),
-        table["teacher"],
-        table["tables"],
-    )
-
-
-def plan_from_bytes(data: bytes, place: str) -> Plan:
-    """A plan from the bytes of plan.json."""
-    return plan_from_json(parse_canonical(data, place), place)
-
-
-def _statistics(value: Any, place: str) -> dict[str, list[float]] | None:
-    if value is None:
-        return None
-    table = keys(value, {"mean": list, "std": list}, f"{place}: input_statistics")
-    numbers = [*table["mean"], *table["std"]]
-    if (
-        len(table["mean"]) != len(table["std"])
-        or not all(isinstance(x, float) for x in numbers)
-        or min(table["std"]) <= 0
-    ):
-        raise StoreDamaged(f"{place}: input_statistics are not one mean and one positive std a channel")
-    return table
 
 
 def _by_name(plan: dict[str, Any]) -> dict[str, Any]:

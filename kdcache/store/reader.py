@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.arrays import Array
-from kdcache.errors import StoreDamaged, StoreError, StoreUnfinished, TrustError
+from kdcache.errors import StoreDamaged, StoreError, StoreUnfinished, TrustError, UsageError
 from kdcache.files import disk_errors, open_regular, read_exactly
 from kdcache.store import hdf5, parquet
 from kdcache.store.commit import CONTAINERS, committed
 from kdcache.store.digest import check_block
+from kdcache.store.guard import HEX32
 from kdcache.store.manifest import Manifest, read_manifest, shard_path
-from kdcache.store.plan import Plan, read_plan
+from kdcache.store.plan import Plan
+from kdcache.store.plan_file import read_plan
 from kdcache.store.schema import StoredField
 from kdcache.store.tables import Table, read_table
 
@@ -108,9 +110,13 @@ class StoreReader:
 
     def read_column(self, column: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Rows start…stop of one column: [n, *shape] in the column's numpy dtype. For ids, labels, statistics."""
+        if column not in self.columns:
+            raise UsageError(f"{self.path}: has no column {column!r}, its columns are {list(self.columns)}")
         array = self.columns[column]
-        stop = self.rows if stop is None else min(stop, self.rows)
-        first, last = np.searchsorted(self.block_starts, [start, max(start, stop - 1)], side="right") - 1
+        start, stop, _ = slice(start, stop).indices(self.rows)
+        if stop <= start:
+            return np.empty((0, *array.shape), array.numpy)
+        first, last = np.searchsorted(self.block_starts, [start, stop - 1], side="right") - 1
         base = int(self.block_starts[first])
         values = np.empty((int(self.block_starts[last + 1]) - base, array.width), np.uint8)
         for block in range(int(first), int(last) + 1):
@@ -179,10 +185,14 @@ class _OpenShard:
             raise StoreDamaged("it belongs to another store or unit")
         digests = header.get("digests")
         blocks = plan.unit_blocks(unit)
+        rows = plan.unit_range(unit)
+        if header.keys() != {"plan", "unit", "rows", "digests"} or header["rows"] != rows[1] - rows[0]:
+            raise StoreDamaged("its header does not hold plan, unit, rows and digests")
         if (
             not isinstance(digests, dict)
             or digests.keys() != plan.columns.keys()
             or not all(isinstance(d, list) and len(d) == blocks for d in digests.values())
+            or not all(isinstance(digest, str) and HEX32.fullmatch(digest) for d in digests.values() for digest in d)
         ):
             raise StoreDamaged("its header does not hold one digest for each block and column")
         return digests

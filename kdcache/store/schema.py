@@ -65,6 +65,8 @@ def fields_from_json(value: Any, place: str) -> tuple[StoredField, ...]:
         check_name(name, place)
     if len(set(columns)) != len(columns) or len({f.name for f in fields}) != len(fields):
         raise StoreDamaged(f"{place}: two fields or columns have one name")
+    if len(columns) > 256 or "kdcache" in columns:
+        raise StoreDamaged(f"{place}: {len(columns)} columns, at most 256 are read; none may be named kdcache")
     if "id" not in columns:
         raise StoreDamaged(f"{place}: there is no field 'id'")
     return fields

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
 from kdcache.errors import StoreDamaged
 from kdcache.files import disk_errors, read_bytes
 from kdcache.fingerprint import sha256
+from kdcache.store.guard import safe
 from kdcache.store.plan import Plan
 
 __all__ = ["Table", "pack_table", "read_table", "table_path"]
@@ -38,10 +38,13 @@ def read_table(store: Path, plan: Plan, field: str) -> Table:
         return {}
     path = table_path(store, field, digest)
     with disk_errors(path, "read"):
-        data = read_bytes(path, _LIMIT)
+        try:
+            data = read_bytes(path, _LIMIT)
+        except FileNotFoundError:
+            raise StoreDamaged(f"{path}: the tables of {field} are missing; restore them from a good copy") from None
     if (found := sha256([data])) != digest:
         raise StoreDamaged(f"{path}: expected SHA-256 {digest}, found {found}; restore it from a good copy")
     try:
         return dict(safetensors.numpy.load(data))
-    except safetensors.SafetensorError as error:
-        raise StoreDamaged(f"{path}: is no safetensors file ({error}); restore it from a good copy") from error
+    except Exception as error:  # dtypes that numpy lacks raise KeyError
+        raise StoreDamaged(f"{path}: is no safetensors file ({safe(error)}); restore it from a good copy") from error

@@ -85,7 +85,8 @@ def newest_checkpoint(out: Path, identity: Mapping[str, Any], say: Callable[[str
         check_identity(folder, state["identity"], identity)
         return Checkpoint(state["step"], tensors, state["facts"])
     if found:
-        raise CheckpointError(f"{out / 'checkpoints'}: all {len(found)} checkpoints are damaged; remove that folder to start over")
+        raise CheckpointError(f"{out / 'checkpoints'}: all {len(found)} checkpoints are damaged; "
+                              "remove that folder to start over")
     return None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.arrays import Array
-from kdcache.errors import StoreMismatch, UsageError
+from kdcache.errors import UsageError
 from kdcache.store import StoredField, StoreReader, open_store
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def open_data(stores: Sequence[Path]) -> Iterator[Data]:
         readers = tuple(stack.enter_context(open_store(path)) for path in stores)
         first = readers[0]
         for reader in readers[1:]:
-            if reader.plan.alignment != first.plan.alignment:
-                raise StoreMismatch(f"{reader.path}: its rows are not those of {first.path} (alignment "
-                                    f"{reader.plan.alignment[:12]}, not {first.plan.alignment[:12]}); dump it with --like")
+            first.plan.check_aligned(reader.plan, first.path, reader.path)
         fields: dict[str, StoredField] = {}
         owner: dict[str, StoreReader] = {}
         for reader in readers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from kdcache.errors import CheckpointError, UsageError
 from kdcache.loader import StreamingLoader
-from kdcache.models import InputSpec, load_model
+from kdcache.models import InputSpec, WeightsInfo, load_model
 from kdcache.store import StoreReader
 from kdcache.student.data import Data, open_data
 from kdcache.student.module import Batch
@@ -65,13 +66,21 @@ def evaluate(forward: Forward, batches: Iterable[Batch], device: torch.device,
                       entropy / labelled if labelled else None, objective_sum / rows if rows else None)
 
 
-def evaluate_store(model: nn.Module, data: Data, spec: InputSpec, device: torch.device, batch_size: int = 512) -> Evaluation:
-    """The model's accuracy and cross-entropy over every labelled row of a store."""
+def evaluate_store(model: nn.Module, info: WeightsInfo, data: Data, device: torch.device, place: Path,
+                   batch_size: int = 512) -> Evaluation:
+    """The model's accuracy and cross-entropy over every labelled row of a store; UsageError if the two do not fit."""
+    if info.input != data.input:
+        raise UsageError(f"{place}: was fitted on inputs {info.input}, and those of {data.place} are {data.input}; "
+                         "evaluate on a store of the same kind of inputs")
+    if info.outputs != data.classes:
+        raise UsageError(f"{place}: has {info.outputs} outputs, and {data.place} has {data.classes} classes; "
+                         "evaluate on a store with the same classes")
     if not (data.labels >= 0).any():
         raise UsageError(f"{data.place}: no row has a label, so there is nothing to evaluate against")
     model.eval()
-    with StreamingLoader(data.readers, batch_size, shuffle=False, fields=("input", "label"), device=str(device)) as loader:
-        return evaluate(_plain(model, spec), loader, device)
+    with closing(StreamingLoader(
+            data.readers, batch_size, shuffle=False, fields=("input", "label"), device=str(device))) as loader:
+        return evaluate(_plain(model, info.input_spec), loader, device)
 
 
 def predict(model: nn.Module, readers: tuple[StoreReader, ...], spec: InputSpec, device: torch.device,
@@ -79,35 +88,28 @@ def predict(model: nn.Module, readers: tuple[StoreReader, ...], spec: InputSpec,
     """The most likely class of every row of a store, int64 [N] in the order of its rows."""
     model.eval()
     guesses: list[Tensor] = []
-    with StreamingLoader(readers, batch_size, shuffle=False, fields=("input",), device=str(device)) as loader:
+    with closing(StreamingLoader(readers, batch_size, shuffle=False, fields=("input",), device=str(device))) as loader:
         evaluate(_plain(model, spec), loader, device, predictions=guesses)
         found = np.empty(readers[0].rows, dtype=np.int64)
         found[loader.order(0)[:]] = torch.cat(guesses).cpu().numpy()
     return found
 
 
-def evaluate_run(run: Path, store: Path) -> dict[str, Any]:
-    """The facts of `kdcache eval RUN --store STORE`: {"accuracy", "loss", "rows", "labelled", "store"}."""
+def evaluate_run(run: Path, store: Path, *, allow_import: bool = False) -> dict[str, Any]:
+    """The facts of `kdcache eval RUN --store STORE`: {"accuracy", "loss", "rows", "labelled", "store"}.
+
+    `allow_import`: the weights may name package.module:factory, code that is then run to build the network.
+    """
     path = run / "model.safetensors"
     if not path.is_file():
-        raise CheckpointError(f"{run}: holds no model.safetensors, so no fit has finished here; run `kdcache train` first")
-    model, info = load_model(path)
+        raise CheckpointError(f"{run}: holds no model.safetensors, so no fit has finished here; "
+                              "run `kdcache train` first")
+    model, info = load_model(path, allow_import=allow_import)
     with open_data([store]) as data:
-        check_fits(path, info.input, info.outputs, data)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        found = evaluate_store(model.to(device), data, info.input_spec, device)
+        found = evaluate_store(model.to(device), info, data, device, path)
         return {"accuracy": found.accuracy, "loss": found.loss, "rows": found.rows, "labelled": found.labelled,
                 "store": data.digests[0]}
-
-
-def check_fits(place: Path, sample: object, outputs: int, data: Data) -> None:
-    """UsageError unless a store has the inputs and classes that a model was fitted on."""
-    if sample != data.input:
-        raise UsageError(f"{place}: was fitted on inputs {sample}, and those of {data.place} are {data.input}; "
-                         "evaluate on a store of the same kind of inputs")
-    if outputs != data.classes:
-        raise UsageError(f"{place}: has {outputs} outputs, and {data.place} has {data.classes} classes; "
-                         "evaluate on a store with the same classes")
 
 
 def _plain(model: nn.Module, spec: InputSpec) -> Forward:

@@ -12,9 +12,8 @@ from typing import Any
 
 from kdcache.errors import CheckpointError
 from kdcache.files import disk_errors, replace_bytes
-from kdcache.fingerprint import canonical
 
-__all__ = ["FitResult", "check_identity", "only_one", "read_result", "write_result"]
+__all__ = ["FitResult", "check_identity", "has_begun", "only_one", "read_result", "write_result"]
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,24 @@ def read_result(out: Path, identity: Mapping[str, Any]) -> FitResult | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); remove it, and the last checkpoint goes on") from error
+        raise CheckpointError(f"{path}: cannot be read ({error}); remove it and run the same command again"
+                              ) from error
     check_identity(path, result.identity, identity)
     return result
 
 
+def has_begun(out: Path) -> bool:
+    """Whether a fit has left anything in the folder that it could go on from."""
+    return (out / "result.json").exists() or any((out / "checkpoints").glob("step-*"))
+
+
 def check_identity(place: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """CheckpointError that names the first difference, unless two identities are equal."""
-    difference = _difference(dict(there), json.loads(canonical(dict(asked))))
+    """CheckpointError that names the first difference, unless two identities (plain JSON) are equal."""
+    difference = _difference(dict(there), dict(asked))
     if difference is not None:
         key, ours, theirs = difference
-        raise CheckpointError(f"{place}: belongs to another fit: its {key} is {_short(ours)}, this one's is {_short(theirs)}; "
-                              "choose another output folder, or go back to the recipe and stores that began it")
+        raise CheckpointError(f"{place}: belongs to another fit: its {key} is {_short(ours)}, this one's is "
+                              f"{_short(theirs)}; choose another output folder, or go back to what it was begun with")
 
 
 def _difference(there: dict[str, Any], asked: dict[str, Any], path: str = "") -> tuple[str, Any, Any] | None:
@@ -99,5 +104,6 @@ def only_one(out: Path, here: bool) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CheckpointError(f"{out}: another process is fitting into this folder; wait for it, or choose another") from error
+            raise CheckpointError(f"{out}: another process is fitting into this folder; wait for it, or choose "
+                                  "another") from error
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,28 +31,29 @@ class RunningLoss:
         self._values.append(torch.stack([loss, *terms.values()]))
         self._rows.append(rows)
 
-    def take(self, step: int, cure: str, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """{"loss", "terms"} over all processes since the last time; DataError naming the first step that was not finite.
+    def take(self, step: int, place: str, cure: str, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """{"loss", "terms"} over all processes since the last time; DataError naming the first step not finite.
 
-        `step` is the number of steps done; `cure` ends the message.
+        `step` is the number of steps done; `place` begins the message and `cure` ends it.
         """
         table, rows = self._table()
         sums = reduce(torch.cat([(table * rows[:, None]).sum(0), rows.sum()[None]]))
         means = (sums[:-1] / sums[-1]).tolist()
-        self.check(step, cure)
-        if not all(map(torch.isfinite, sums)):
-            raise DataError(f"the loss of another process is not a finite number, by step {step}; {cure}")
+        if not all(map(math.isfinite, means)):
+            self.check(step, place, cure)
+            raise DataError(f"{place}the loss of another process is not a finite number, by step {step}; {cure}")
         self._values, self._rows = [], []
         return {"loss": means[0], "terms": dict(zip(self._names, means[1:], strict=True))}
 
-    def check(self, step: int, cure: str) -> None:
+    def check(self, step: int, place: str, cure: str) -> None:
         """DataError naming the first step whose loss was not finite, if there is one."""
         if self._values:
             losses = self._table()[0][:, 0]
             bad = torch.isfinite(losses).logical_not()
             if bad.any():
                 first = int(bad.int().argmax())
-                raise DataError(f"the loss became {losses[first].item()} at step {step - len(self._values) + first + 1}; {cure}")
+                raise DataError(f"{place}the loss became {losses[first].item()} at step "
+                                f"{step - len(self._values) + first + 1}; {cure}")
 
     def state(self) -> tuple[dict[str, Tensor], list[str]]:
         """What a checkpoint keeps: the steps' values and rows, and the terms' names."""

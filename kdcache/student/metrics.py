@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from kdcache.files import disk_errors, replace_bytes
+from kdcache.student.progress import Progress
 
 __all__ = ["Metrics", "read_metrics"]
 
@@ -19,9 +20,10 @@ class Metrics:
     Rows past `after` (the checkpoint's step) were written by a run that got further and was killed: they are cut off.
     """
 
-    def __init__(self, out: Path, after: int) -> None:
+    def __init__(self, out: Path, after: int, progress: Progress) -> None:
         from tensorboardX import SummaryWriter
 
+        self._progress = progress
         self._path = out / "metrics.jsonl"
         kept = [row for row in read_metrics(out) if row["step"] <= after]
         replace_bytes(self._path, "".join(_line(row) for row in kept).encode())
@@ -37,11 +39,13 @@ class Metrics:
             for name, value in values.items():
                 for label, number in value.items() if isinstance(value, dict) else [(name, value)]:
                     self._board.add_scalar(f"{split}/{label}", number, step)
+        self._progress.measured(step, epoch, split, values)
 
     def __enter__(self) -> Metrics:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self._file.close()
         self._board.close()
 

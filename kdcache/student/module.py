@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ Batch = Mapping[str, Tensor | SparseLogits]
 class Fitted(nn.Module):
     """Everything that is trained. `DistributedDataParallel` wants every parameter inside one forward, so it is here."""
 
-    def __init__(self, model: nn.Module, adapters: nn.ModuleDict, objective: Objective, spec: InputSpec, hooks: ExitStack) -> None:
+    def __init__(self, model: nn.Module, adapters: nn.ModuleDict, objective: Objective, spec: InputSpec,
+                 hooks: ExitStack) -> None:
         super().__init__()
         self.model, self.adapters = model, adapters
         self._objective, self._spec = objective, spec
@@ -32,7 +34,10 @@ class Fitted(nn.Module):
         """The loss to go backward from, every term's detached value, the logits float32 [B, C]."""
         stored = batch["input"]
         assert isinstance(stored, Tensor)
-        logits = self.model(self._spec.apply(stored))
+        x = self._spec.apply(stored)
+        if x.device.type == "cpu" and x.data_ptr() % 64:
+            x = x.clone()  # matrix products may round otherwise by their operands' alignment, which resuming changes
+        logits = self.model(x)
         # Losses and adapters in fp32 whatever the network ran in: KL of fp16 log-probabilities has few right digits.
         with torch.autocast(logits.device.type, enabled=False):
             outputs = {"logits": logits.float(), **{name: value.float() for name, value in self._tapped.items()}}
@@ -60,4 +65,4 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
         return [batch]
     cuts = [rows * i // parts for i in range(parts + 1)]
     return [{name: value[first:last] for name, value in batch.items()}
-            for first, last in zip(cuts, cuts[1:], strict=False) if last > first]
+            for first, last in pairwise(cuts) if last > first]

@@ -20,8 +20,9 @@ def build_optimizer(train: TrainConfig, parameters: Iterable[torch.nn.Parameter]
     # One fused kernel for a whole parameter, on CPU too: for small students half of a step's time goes here otherwise.
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     if train.optimizer == "sgd":
-        return torch.optim.SGD(trained, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
+        return torch.optim.SGD(
+            trained, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
+    kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(trained, lr=train.lr, weight_decay=train.weight_decay, fused=fused)
 
 
@@ -36,7 +37,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
     return tensors, scalars
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor],
+                         scalars: Mapping[str, Any]) -> None:
     """Undo `optimizer_state`; the rates and decays stay the recipe's."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **scalars}.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 __all__ = ["Progress"]
 
@@ -16,7 +17,7 @@ class Progress:
     def stepped(self, step: int) -> None:
         """A step is done. Called after every step: keep it short."""
 
-    def measured(self, step: int, epoch: int, split: str, metrics: Mapping[str, float]) -> None:
+    def measured(self, step: int, epoch: int, split: str, metrics: Mapping[str, Any]) -> None:
         """A row of metrics.jsonl was written; `split` is train, val or eval."""
 
     def said(self, line: str) -> None:

@@ -33,21 +33,20 @@ class FitState:
     step: int = 0
     samples: int = 0
     seconds: float = 0.0
-    resumed: int = 0
 
     def keep_best(self) -> None:
         """Remember the student's weights as the best so far."""
         self.best = {name: value.detach().clone() for name, value in self.fitted.model.state_dict().items()}
 
-    def checkpoint(self, seconds: float) -> Checkpoint:
-        """All of it, to go on from; `seconds` is the wall time spent so far."""
+    def checkpoint(self) -> Checkpoint:
+        """All of it, to go on from."""
         optimizer, scalars = optimizer_state(self.optimizer)
         losses, terms = self.losses.state()
         tensors = {"model": self.fitted.model.state_dict(), "adapters": self.fitted.adapters.state_dict(),
                    "optimizer": optimizer, "losses": losses, "best": self.best or {}}
-        facts = {"loader": self.loader.state_dict(), "stopping": self.stopping.state(), "optimizer": scalars, "terms": terms,
-                 "scaler": self.scaler.state_dict() if self.scaler is not None else None,
-                 "samples": self.samples, "seconds": seconds}
+        facts = {"loader": self.loader.state_dict(), "stopping": self.stopping.state(), "optimizer": scalars,
+                 "terms": terms, "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+                 "samples": self.samples, "seconds": self.seconds}
         return Checkpoint(self.step, {name: content for name, content in tensors.items() if content}, facts)
 
     def restore(self, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -63,8 +62,9 @@ class FitState:
             for name, value in facts["stopping"].items():
                 setattr(self.stopping, name, value)
         except (KeyError, RuntimeError, TypeError) as error:
-            raise CheckpointError(f"the checkpoint of step {checkpoint.step} does not fit this student: {error}") from error
+            raise CheckpointError(
+                f"the checkpoint of step {checkpoint.step} does not fit this student: {error}") from error
         self.best = {name: value.to(device) for name, value in tensors["best"].items()} if "best" in tensors else None
         self.loader.load_state_dict(facts["loader"])
-        self.step = self.resumed = checkpoint.step
+        self.step = checkpoint.step
         self.samples, self.seconds = facts["samples"], facts["seconds"]

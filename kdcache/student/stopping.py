@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,10 +12,7 @@ __all__ = ["Stopping"]
 
 @dataclass
 class Stopping:
-    """The state of early stopping; patience counts evaluations, and a tie is no improvement.
-
-    Without a configuration it never stops and every evaluation counts as the best.
-    """
+    """The state of early stopping; patience counts evaluations, and a tie is no improvement."""
 
     config: EarlyStopping | None
     best: float | None = None
@@ -26,12 +22,10 @@ class Stopping:
     val: dict[str, float] | None = None
 
     def update(self, step: int, val: dict[str, float]) -> bool:
-        """Take in an evaluation {"loss", "accuracy"?}; True if it is the best so far."""
-        if self.config is None:
-            self.best_step = step
-            return True
+        """Take in an evaluation {"loss", "accuracy"?}; True if its weights are to be kept for the end."""
+        assert self.config is not None, "nothing is held out without early stopping"
         score = val["loss"] if self.config.metric == "val_loss" else -val["accuracy"]
-        better = self.best is None or score < self.best or math.isnan(self.best)
+        better = self.best is None or score < self.best
         if better:
             self.best, self.best_step, self.waited = score, step, 0
         else:
@@ -39,7 +33,7 @@ class Stopping:
         if better or not self.config.restore_best:
             self.val = dict(val)
         self.stopped = self.waited >= self.config.patience
-        return better
+        return better and self.config.restore_best
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from kdcache.config import Recipe
-from kdcache.errors import Interrupted
+from kdcache.interrupt import StopFlag, stop_requests
 from kdcache.sources import Source, open_source
 from kdcache.store import Plan, StoreWriter, read_plan
 from kdcache.store.manifest import Manifest
@@ -76,15 +76,15 @@ class _Silent:
 
 def dump(
     recipe: Recipe, out: Path, *, weights: Path | None = None, like: Path | None = None,
-    stop: threading.Event | None = None, progress: Progress | None = None,
+    progress: Progress | None = None,
 ) -> DumpResult:  # fmt: skip
     """Write the recipe's store to `out`; without a [teacher], its inputs and labels alone.
 
     Committed units are skipped, so the same call goes on after any interruption, and any number of processes may make
-    it at once (`torchrun` ranks begin apart). `stop` set from a signal handler drops the open unit and raises
-    Interrupted. Raises StoreMismatch before any teacher runs if `out` holds a store with another plan.
+    it at once (`torchrun` ranks begin apart). SIGINT and SIGTERM drop the open unit and raise Interrupted. Raises
+    StoreMismatch before any teacher runs if `out` holds a store with another plan.
     """
-    progress, stop = progress or _Silent(), stop or threading.Event()
+    progress = progress or _Silent()
     source, teacher, plan = _prepare(recipe, weights, like)
     found = read_plan(out) if out.is_dir() else None
     if found:
@@ -94,7 +94,8 @@ def dump(
     missing = writer.missing()
     progress.begin(plan.rows, plan.rows - sum(_rows(plan, unit) for unit in missing))
     start = time.perf_counter()
-    rows = _write_units(writer, source, teacher, stop, progress)
+    with stop_requests() as stop:
+        rows = _write_units(writer, source, teacher, stop, progress)
     manifest = writer.finish()
     assert manifest is not None, "every unit was committed, by this process or by another"
     return DumpResult(manifest, rows, time.perf_counter() - start)
@@ -129,7 +130,7 @@ def _prepare(
 
 
 def _write_units(
-    writer: StoreWriter, source: Source, teacher: FrozenTeacher | None, stop: threading.Event, progress: Progress
+    writer: StoreWriter, source: Source, teacher: FrozenTeacher | None, stop: StopFlag, progress: Progress
 ) -> int:
     """Fill units one after the other while a thread encodes, hashes and commits the one before."""
     plan = writer.plan
@@ -144,8 +145,6 @@ def _write_units(
             facts = fill_unit(plan, unit, ids[first:last], source, teacher, tables, columns, stop, progress.advance)
             committer.submit(unit, columns, facts)
             rows += last - first
-            if stop.is_set():
-                raise Interrupted("stopped on request; committed units are kept, the same command goes on from them")
     return rows
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdcache.codecs import CODECS, fidelity
 from kdcache.errors import Interrupted, KdcacheError, TeacherError
+from kdcache.interrupt import StopFlag
 from kdcache.sources import Source
 from kdcache.store import Plan, StoredField
 from kdcache.teacher.frozen import FrozenTeacher, NotFinite
@@ -44,12 +45,12 @@ def fill_unit(
     teacher: FrozenTeacher | None,
     tables: dict[str, dict[str, Tensor]],
     columns: Columns,
-    stop: threading.Event,
+    stop: StopFlag,
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
     """Fill `columns` with the unit's rows (`ids` in plan order); returns its facts: fidelity, measured on unit 0.
 
-    Reading runs ahead in a thread. Raises TeacherError naming the samples, Interrupted if `stop` is set.
+    Reading runs ahead in a thread. Raises TeacherError naming the samples, Interrupted when `stop` is.
     """
     columns["id"][:] = ids
     measured = _Fidelity(plan) if unit == 0 and teacher else None
@@ -66,7 +67,7 @@ def fill_unit(
 
 
 def _read_ahead(
-    plan: Plan, ids: NDArray[np.int64], source: Source, columns: Columns, stop: threading.Event
+    plan: Plan, ids: NDArray[np.int64], source: Source, columns: Columns, stop: StopFlag
 ) -> Iterator[tuple[int, int]]:
     """Batch ranges of the unit, each once its input and label stand in `columns`."""
     ready: queue.Queue[tuple[int, int] | BaseException | None] = queue.Queue(_AHEAD)
@@ -101,8 +102,10 @@ def _read_ahead(
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            if stop.is_set():
-                raise Interrupted("stopped on request; committed units are kept, the same command goes on from them")
+            if stop.name:
+                raise Interrupted(
+                    f"stopped by {stop.name}; committed units are kept, the same command goes on from them"
+                )
             yield item
     finally:
         given_up.set()

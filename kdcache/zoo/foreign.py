@@ -76,7 +76,8 @@ def from_factory(
     except Exception as error:
         raise UsageError(
             f"{module}:{name}: module {module} cannot be imported ({type(error).__name__}: {error}); "
-            "its folder must be on PYTHONPATH") from error
+            f"its folder must be on PYTHONPATH. Before the colon, {near_misses(module, ('hf', 'timm', 'zoo'))}"
+        ) from error
     factory = getattr(place, name, None)
     if not callable(factory):
         callables = [key for key, value in vars(place).items() if callable(value)]

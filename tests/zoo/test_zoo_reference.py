@@ -104,6 +104,7 @@ def test_own_factories(factories: str, reference: str, args: dict[str, Any]) -> 
     ("zoo:mlp", {"num_classes": 3}, "num_classes comes from the data"),
     ("zoo:mlp", {"hidden": [1 << 60, 1 << 60]}, "cannot be built with args"),
     ("zoo:resnet20", {"depth": 3}, "unknown argument 'depth'.*shortcut"),
+    ("zo:mlp", {}, "cannot be imported.*did you mean 'zoo'"),
     ("no_such_module:factory", {}, "no_such_module cannot be imported.*PYTHONPATH"),
     ("broken_networks:factory", {}, "no_such_thing_at_all"),
     ("own_networks:tolt", {}, "did you mean 'told'"),

@@ -1,0 +1,97 @@
+"""`kdcache dump`: stage one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import as_json, folder, open_recipe, out, overrides, recipe_argument
+from .progress import Bars
+
+__all__ = ["dump"]
+
+
+@click.command()
+@recipe_argument
+@out("The store's folder; one that was begun is gone on with.")
+@overrides
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="The teacher's weights (safetensors), instead of the recipe's."
+)
+@click.option(
+    "--like", type=folder, metavar="STORE", help="Take over this store's order and cut, so that both can be zipped."
+)
+@click.option("--plan-only", is_flag=True, help="Say what would be written and how long it would take; write nothing.")
+@as_json
+def dump(
+    recipe: str,
+    out: Path,
+    settings: tuple[str, ...],
+    weights: Path | None,
+    like: Path | None,
+    plan_only: bool,
+    as_json: bool,
+) -> None:
+    """Run the teacher once over the source and write a store of its outputs, the inputs and the labels.
+
+    Without a [teacher] the store holds inputs and labels alone. Killed or interrupted, the same command goes on from
+    the last committed unit; several processes (torchrun, Slurm arrays) may run it on one store at once.
+
+    \b
+    Example: kdcache dump recipe.toml --out store/ --set teacher.batch_size=1024
+    """
+    loaded = open_recipe(recipe, settings)
+    from kdcache.recipe.watch import DumpWatch
+    from kdcache.teacher import dump as run_dump
+    from kdcache.teacher import estimate
+
+    if plan_only:
+        _print_plan(estimate(loaded, weights=weights, like=like), loaded, as_json)
+        return
+    with Bars() as bars:
+        watch = DumpWatch(lambda done, total, unit, note: bars.tell("dump", done, total, unit, note))
+        result = run_dump(loaded, out, weights=weights, like=like, progress=watch)
+    facts = {
+        "store": str(out), "rows": result.manifest.rows, "units": len(result.manifest.units),
+        "bytes": result.manifest.data_bytes, "digest": result.manifest.digest, "rows_now": result.rows,
+        "samples_per_second": round(result.rows / result.seconds, 1) if result.rows else None,
+        **result.manifest.facts,
+    }  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    rate = f", {facts['samples_per_second']:,.0f} samples/s" if result.rows else ", all there already"
+    click.echo(f"{out}: {facts['rows']} rows in {facts['units']} units, {facts['bytes'] / 1e6:.1f} MB{rate}")
+    for name, found in result.manifest.facts.get("fidelity", {}).items():
+        kl = ", ".join(f"{value:.2g} at T = {temperature}" for temperature, value in found["kl"].items())
+        click.echo(f"{name}: {found['bytes_per_row']} bytes a row, KL(teacher ‖ stored) {kl} nats")
+    click.echo(f"digest {facts['digest']}")
+
+
+def _print_plan(found: Any, recipe: Any, as_json: bool) -> None:
+    plan = found.plan
+    facts = {
+        "rows": plan.rows, "units": plan.units, "format": plan.container["format"], "fields": found.field_bytes,
+        "bytes_per_row": sum(found.field_bytes.values()), "bytes": found.total_bytes,
+        "samples_per_second": round(found.samples_per_second, 1), "seconds": round(found.seconds, 1),
+        "bytes_per_second": round(found.total_bytes / found.seconds),
+    }  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"{plan.rows} rows in {plan.units} units of {plan.unit_rows}, {plan.container['format']}")
+    for name, size in found.field_bytes.items():
+        click.echo(f"  {name:<24} {size:>10} bytes a row")
+    click.echo(
+        f"{found.total_bytes / 1e6:.1f} MB before compression, written at {facts['bytes_per_second'] / 1e6:.1f} MB/s"
+    )
+    click.echo(f"about {found.seconds:.0f} s at {found.samples_per_second:,.0f} samples/s (measured on a few batches)")
+    if plan.teacher and (epochs := recipe.train.epochs):
+        click.echo(
+            f"a teacher inside the training loop would cost each student {epochs} times that, "
+            f"{epochs * found.seconds:.0f} s: the dump has paid for itself with the "
+            f"{'first' if epochs > 1 else 'second'} student"
+        )

@@ -1,0 +1,130 @@
+"""The stages of a run. Each is called in a process of its own, so what one imports no other has loaded.
+
+Every stage goes on from where it was interrupted, returns at once if its work is done, and gives back facts as JSON.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kdcache.config import ObjectiveConfig, Recipe, TrainConfig
+from kdcache.recipe.watch import DumpWatch, FitWatch, Report
+from kdcache.recipe_file import Student
+
+__all__ = ["dump_store", "fit_baseline", "fit_student", "fit_teacher", "judge_teacher", "predict_classes"]
+
+Facts = dict[str, Any]
+HARD_LABELS = (ObjectiveConfig(name="ce"),)
+
+
+def dump_store(report: Report, recipe: Recipe, out: Path, weights: Path | None) -> Facts:
+    """Write a store; its rows, bytes and digest, and how many samples a second went through in this call."""
+    from kdcache.teacher import dump
+
+    result = dump(recipe, out, weights=weights, progress=DumpWatch(report))
+    return {
+        "rows": result.manifest.rows,
+        "bytes": result.manifest.data_bytes,
+        "digest": result.manifest.digest,
+        "dumped_rows": result.rows,
+        "seconds": round(result.seconds, 3),
+        "samples_per_second": round(result.rows / result.seconds, 1) if result.rows else None,
+    }
+
+
+def fit_teacher(report: Report, recipe: Recipe, inputs: Path, eval_store: Path | None, out: Path) -> Facts:
+    """Fit the teacher on the labels of the inputs store, as `teacher.fit` says."""
+    from kdcache.student import fit
+
+    teacher = recipe.teacher
+    train = teacher.fit if teacher else None
+    assert teacher, "only called for a recipe with a teacher"
+    assert train, "only called for a teacher that is fitted"
+    result = fit(
+        teacher.model, teacher.args, [inputs], out, objective=HARD_LABELS, train=train, seed=train.seeds[0],
+        identity={"role": "teacher"}, eval_store=eval_store, progress=FitWatch(report),
+    )  # fmt: skip
+    return _facts(result)
+
+
+def judge_teacher(report: Report, recipe: Recipe, weights: Path | None, store: Path, eval_store: Path | None) -> Facts:
+    """The teacher's accuracy and classes on the evaluation rows, and its confidence on those of the store."""
+    from kdcache.teacher.judge import judge
+
+    assert recipe.teacher is not None, "only called for a recipe with a teacher"
+    return judge(recipe.teacher, weights, store, eval_store)
+
+
+def fit_baseline(
+    report: Report, student: Student, seed: int, inputs: list[Path], stores: list[Path], eval_store: Path | None,
+    out: Path, resume: bool = True,
+) -> Facts:  # fmt: skip
+    """Fit a student's network on the labels alone: same seed and order, as many steps and looks as with the teacher."""
+    from kdcache.student import fit, planned_steps, rows_used
+    from kdcache.student.rows import evaluation_interval, steps_per_epoch
+
+    rows = rows_used(stores, student.objective, student.train)
+    steps = planned_steps(student.train, rows)
+    every = evaluation_interval(student.train, steps, steps_per_epoch(rows, student.train.batch_size))
+    result = fit(
+        student.model, student.args, inputs, out, objective=HARD_LABELS, train=student.train, seed=seed, steps=steps,
+        evaluate_every=every, identity={"role": "baseline"}, eval_store=eval_store, resume=resume,
+        progress=FitWatch(report),
+    )  # fmt: skip
+    return _facts(result)
+
+
+def fit_student(
+    report: Report,
+    student: Student,
+    seed: int,
+    stores: list[Path],
+    eval_store: Path | None,
+    out: Path,
+    resume: bool = True,
+) -> Facts:
+    """Fit a student from the store alone."""
+    from kdcache.student import fit
+
+    result = fit(
+        student.model, student.args, stores, out, objective=student.objective, train=student.train, seed=seed,
+        identity={"role": "student"}, eval_store=eval_store, resume=resume, progress=FitWatch(report),
+    )  # fmt: skip
+    return _facts(result)
+
+
+def predict_classes(report: Report, runs: dict[str, Path], eval_store: Path) -> Facts:
+    """{"labels": [...], name: [...]}: the labels of the evaluation rows and the class each run's network gives them."""
+    import torch
+
+    from kdcache.models import load_model
+    from kdcache.store import open_store
+    from kdcache.student import predict
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with open_store(eval_store) as reader:
+        found = {"labels": reader.read_column("label").tolist()}
+        for name, run in runs.items():
+            # Our own run's folder: it may name the user's own factory.
+            model, info = load_model(run / "model.safetensors", allow_import=True)
+            found[name] = predict(model.to(device), (reader,), info.input_spec, device).tolist()
+    return found
+
+
+def _facts(result: Any) -> Facts:
+    return {
+        "accuracy": result.eval["accuracy"] if result.eval else None,
+        "loss": result.eval["loss"] if result.eval else None,
+        "val": result.val,
+        "parameters": result.parameters,
+        "steps": result.steps,
+        "stopped_early": result.stopped_early,
+        "seconds": result.seconds,
+        "samples_per_second": result.samples_per_second,
+    }
+
+
+def baseline_key(student: Student) -> tuple[str, str, TrainConfig]:
+    """Students that share this share their baseline."""
+    return student.model, repr(sorted(student.args.items())), student.train

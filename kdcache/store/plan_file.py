@@ -1,0 +1,133 @@
+"""plan.json read and checked: what a plan from a stranger may say, before anything of it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import StoreDamaged, StoreMismatch, TrustError
+from kdcache.files import disk_errors
+from kdcache.store.guard import HEX64, MAX_ROWS, check_int, keys, parse_canonical, read_canonical, safe
+from kdcache.store.plan import COMPRESSIONS, PLAN, VERSION, Plan
+from kdcache.store.schema import fields_from_json
+
+__all__ = ["plan_from_bytes", "plan_from_json", "read_plan"]
+
+_LIMIT = 8 << 20
+_MAX_BLOCKS = 1 << 22
+_MAX_BLOCK_BYTES = 1 << 30  # of one column; it must fit one Parquet page and one HDF5 chunk
+
+_SOURCE: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "fingerprint": str,
+    "classes": (int, type(None)),
+    "class_names": list,
+}
+_ORDER: dict[str, type | tuple[type, ...]] = {"kind": str, "seed": int}
+_CONTAINER: dict[str, type | tuple[type, ...]] = {"format": str, "compression": str}
+
+
+def read_plan(store: Path) -> Plan | None:
+    """The plan in a store's folder, checked; None where there is none."""
+    path = store / PLAN
+    with disk_errors(path, "read"):
+        try:
+            value = read_canonical(path, _LIMIT)
+        except FileNotFoundError:
+            return None
+    return plan_from_json(value, str(path))
+
+
+def plan_from_json(value: Any, place: str) -> Plan:
+    """A plan from the content of plan.json; raises StoreDamaged, StoreMismatch (newer version) or TrustError."""
+    if isinstance(value, dict) and value.get("format") == "kdcache" and value.get("version") != VERSION:
+        raise StoreMismatch(
+            f"{place}: store format version {safe(value.get('version'))}, this kdcache reads {VERSION}; "
+            "install the kdcache that wrote it, or a newer one"
+        )
+    table = keys(
+        value,
+        {
+            "format": str,
+            "version": int,
+            "rows": int,
+            "source": dict,
+            "order": dict,
+            "unit_rows": int,
+            "block_rows": int,
+            "batch_rows": int,
+            "container": dict,
+            "fields": list,
+            "input_statistics": (dict, type(None)),
+            "teacher": (dict, type(None)),
+            "tables": dict,
+        },
+        place,
+    )
+    source, order = keys(table["source"], _SOURCE, f"{place}: source"), keys(table["order"], _ORDER, f"{place}: order")
+    container = keys(table["container"], _CONTAINER, f"{place}: container")
+    rows = check_int(table["rows"], 1, MAX_ROWS, f"{place}: rows")
+    block_rows = check_int(table["block_rows"], 1, 2**31, f"{place}: block_rows")
+    unit_rows = check_int(table["unit_rows"], block_rows, 2**31, f"{place}: unit_rows")
+    check_int(order["seed"], -(2**63), 2**63 - 1, f"{place}: seed")
+    if source["classes"] is not None:
+        check_int(source["classes"], 1, 2**31, f"{place}: classes")
+    for digest in (source["fingerprint"], *table["tables"].values()):
+        if not isinstance(digest, str) or not HEX64.fullmatch(digest):
+            raise StoreDamaged(f"{place}: {safe(digest)!r} is not a SHA-256")
+    if table["format"] != "kdcache" or unit_rows % block_rows or order["kind"] not in ("shuffled", "source"):
+        raise StoreDamaged(f"{place}: format, unit_rows or order hold what no kdcache writes")
+    if container["compression"] not in COMPRESSIONS.get(container["format"], ()):
+        raise StoreDamaged(
+            f"{place}: container {safe(container['format'])!r} with compression {safe(container['compression'])!r} "
+            f"is none of {COMPRESSIONS}"
+        )
+    if not all(isinstance(name, str) for name in source["class_names"]):
+        raise StoreDamaged(f"{place}: class_names are not strings")
+    fields = fields_from_json(table["fields"], f"{place}: fields")
+    if strange := table["tables"].keys() - {f.name for f in fields}:
+        raise StoreDamaged(f"{place}: there are tables of {safe(sorted(strange)[0])!r}, which is not a field")
+    plan = Plan(
+        rows,
+        source,
+        order,
+        unit_rows,
+        block_rows,
+        check_int(table["batch_rows"], 1, unit_rows, f"{place}: batch_rows"),
+        container,
+        fields,
+        _statistics(table["input_statistics"], place),
+        table["teacher"],
+        table["tables"],
+    )
+    _check_bounds(plan, place)
+    return plan
+
+
+def _check_bounds(plan: Plan, place: str) -> None:
+    """What a reader must allocate for this plan is bounded."""
+    blocks = plan.units * -(-min(plan.rows, plan.unit_rows) // plan.block_rows)
+    if blocks > _MAX_BLOCKS:
+        raise TrustError(f"{place}: {plan.rows} rows are cut into {blocks} blocks, at most {_MAX_BLOCKS} are read")
+    largest = min(plan.rows, plan.block_rows) * max(array.width for array in plan.columns.values())
+    if largest > _MAX_BLOCK_BYTES:
+        raise TrustError(f"{place}: a block of one column takes {largest} bytes, at most {_MAX_BLOCK_BYTES} are read")
+
+
+def plan_from_bytes(data: bytes, place: str) -> Plan:
+    """A plan from the bytes of plan.json."""
+    return plan_from_json(parse_canonical(data, place), place)
+
+
+def _statistics(value: Any, place: str) -> dict[str, list[float]] | None:
+    if value is None:
+        return None
+    table = keys(value, {"mean": list, "std": list}, f"{place}: input_statistics")
+    numbers = [*table["mean"], *table["std"]]
+    if (
+        not 1 <= len(table["mean"]) == len(table["std"])
+        or not all(isinstance(x, float) for x in numbers)
+        or min(table["std"]) <= 0
+    ):
+        raise StoreDamaged(f"{place}: input_statistics are not one mean and one positive std a channel")
+    return table

@@ -1,0 +1,76 @@
+"""One fit, decided before any network is built: its rows, its length, its identity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcache.config import ObjectiveConfig, TrainConfig
+from kdcache.fingerprint import canonical
+from kdcache.models import InputSpec
+from kdcache.objectives import Objective, compose
+from kdcache.student.data import Data
+from kdcache.student.rows import Rows, choose_rows, evaluation_interval, planned_steps, steps_per_epoch
+
+__all__ = ["Job", "plan_job"]
+
+# What changes how a fit is run, but not what comes out of it.
+_NO_MATTER = {"seeds", "checkpoint_seconds", "memory_mib"}
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What stays the same while a fit runs. Steps and rows are of all processes together."""
+
+    model: str
+    args: dict[str, Any]
+    out: Path
+    data: Data
+    rows: Rows
+    objective: Objective
+    train: TrainConfig
+    spec: InputSpec
+    seed: int
+    steps: int
+    epoch_steps: int
+    evaluate_every: int
+    identity: dict[str, Any]
+
+    @property
+    def trained_rows(self) -> int:
+        return int(self.rows.train.sum())
+
+    def batch_rows(self, step: int) -> int:
+        """Rows of the global batch of the 0-based `step`: the batch size, or what is left at an epoch's end."""
+        return min(self.train.batch_size, self.trained_rows - step % self.epoch_steps * self.train.batch_size)
+
+    @property
+    def cure(self) -> str:
+        """What to do about a loss that is no longer finite."""
+        fp32 = "" if self.train.precision == "fp32" else ", or set precision = \"fp32\""
+        clip = ", set train.clip_norm = 1.0" if self.train.clip_norm is None else ""
+        return f"lower train.lr (now {self.train.lr:g}){clip}{fp32}"
+
+
+def plan_job(
+    model: str, args: Mapping[str, Any], data: Data, out: Path, objective: Sequence[ObjectiveConfig],
+    train: TrainConfig, seed: int, identity: Mapping[str, Any], *, labels_only_rows: bool | None, steps: int | None,
+    evaluate_every: int | None, input_spec: InputSpec | None,
+) -> Job:
+    """Decide a fit; the parameters are those of `fit`."""
+    composed = compose(objective, data.fields, data.classes)
+    rows = choose_rows(data, train, composed.needs_labels_only if labels_only_rows is None else labels_only_rows)
+    count = int(rows.train.sum())
+    epoch_steps = steps_per_epoch(count, train.batch_size)
+    total = steps or planned_steps(train, count)
+    every = evaluate_every or evaluation_interval(train, total, epoch_steps)
+    spec = input_spec or data.input_spec()
+    whole = {
+        **identity, "model": model, "args": dict(args), "objective": [term.model_dump() for term in objective],
+        "train": train.model_dump(mode="json", exclude=_NO_MATTER), "seed": seed, "steps": total,
+        "evaluate_every": every, "rows": count, "input_spec": asdict(spec), "stores": data.digests}
+    return Job(model, dict(args), out, data, rows, composed, train, spec, seed, total, epoch_steps, every,
+               json.loads(canonical(whole)))

@@ -1,0 +1,192 @@
+"""The order: pinned by golden vectors, equal to a plain reference, a bijection, well mixed, cheap to build."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from kdcache.errors import UsageError
+from kdcache.loader.order import Order
+
+WORD = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def reference(
+    starts: Sequence[int], seed: int, epoch: int, lanes: int, shuffle: bool, mask: NDArray[np.bool_] | None
+) -> list[int]:
+    """The module's docstring, word for word, row by row."""
+    digest = hashlib.blake2b(f"kdcache-order-1|{seed}|{epoch}".encode(), digest_size=16).digest()
+    key = int.from_bytes(digest[:8], "little")
+
+    def mix(z: int) -> int:
+        z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & WORD
+        z = ((z ^ z >> 27) * 0x94D049BB133111EB) & WORD
+        return z ^ z >> 31
+
+    def hashed(domain: int, i: int) -> int:
+        return mix(mix(key ^ (domain * GOLDEN & WORD)) ^ ((i + 1) * GOLDEN & WORD)) >> 32
+
+    selected = [
+        [row for row in range(a, b) if mask is None or mask[row]] for a, b in zip(starts, starts[1:], strict=False)
+    ]
+    blocks = [g for g, rows in enumerate(selected) if rows]
+    if not shuffle:
+        return [row for g in blocks for row in selected[g]]
+    blocks.sort(key=lambda g: hashed(1, g))
+    count = min(lanes, len(blocks))
+    streams = []
+    for lane in range(count):
+        parts = [sorted(selected[g], key=lambda row: hashed(2, row)) for g in blocks[lane::count]]
+        moved = len(parts[0]) * lane // count
+        rows = [row for part in parts for row in part]
+        streams.append(rows[moved:] + rows[:moved])
+    longest = max(map(len, streams))
+    return [stream[at] for at in range(longest) for stream in streams if at < len(stream)]
+
+
+def starts_of(sizes: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+
+
+# (rows, block rows, seed, epoch, lanes, shuffle, rows with row % m == 1 only) -> SHA-256 of the order as little-endian int64
+GOLDENS = {}
+
+
+@pytest.mark.parametrize("case", GOLDENS, ids=str)
+def test_golden_vectors(case: tuple[int, int, int, int, int, bool, int | None]) -> None:
+    order = golden_order(case)
+    assert hashlib.sha256(order[:].astype("<i8").tobytes()).hexdigest() == GOLDENS[case]
+
+
+def golden_order(case: tuple[int, int, int, int, int, bool, int | None]) -> Order:
+    rows, block_rows, seed, epoch, lanes, shuffle, modulus = case
+    starts = np.append(np.arange(0, rows, block_rows), rows)
+    mask = None if modulus is None else np.arange(rows) % modulus == 1
+    return Order(starts, seed=seed, epoch=epoch, lanes=lanes, shuffle=shuffle, rows=mask)
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> tuple[list[int], int, int, int, bool, NDArray[np.bool_] | None]:
+    sizes = draw(st.lists(st.integers(1, 20), min_size=1, max_size=30))
+    total = sum(sizes)
+    mask = None
+    if draw(st.booleans()):
+        mask = np.random.default_rng(draw(st.integers(0, 99))).random(total) < draw(st.sampled_from((0.05, 0.5, 0.95)))
+        mask[draw(st.integers(0, total - 1))] = True
+    seed, epoch = draw(st.integers(0, 2**40)), draw(st.integers(0, 50))
+    return sizes, seed, epoch, draw(st.integers(1, 40)), draw(st.booleans()), mask
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders(), st.data())
+def test_equals_the_reference_in_any_slice(
+    case: tuple[list[int], int, int, int, bool, NDArray[np.bool_] | None], data: st.DataObject
+) -> None:
+    sizes, seed, epoch, lanes, shuffle, mask = case
+    starts = starts_of(sizes)
+    order = Order(starts, seed=seed, epoch=epoch, lanes=lanes, shuffle=shuffle, rows=mask)
+    expected = reference(starts.tolist(), seed, epoch, lanes, shuffle, mask)
+    assert len(order) == len(expected)
+    for _ in range(3):
+        a = data.draw(st.integers(0, len(expected)))
+        b = data.draw(st.integers(a, len(expected)))
+        rows, blocks = order.locate(a, b)
+        assert rows.tolist() == expected[a:b]
+        assert blocks.tolist() == (np.searchsorted(starts, expected[a:b], "right") - 1).tolist()
+    assert order[::3].tolist() == expected[::3]
+    assert order[-1] == expected[-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders(), st.integers(1, 17))
+def test_ranks_share_every_row_once_and_visits_cover_them(
+    case: tuple[list[int], int, int, int, bool, NDArray[np.bool_] | None], world: int
+) -> None:
+    sizes, seed, epoch, lanes, shuffle, mask = case
+    starts = starts_of(sizes)
+    order = Order(starts, seed=seed, epoch=epoch, lanes=lanes, shuffle=shuffle, rows=mask)
+    selected = np.arange(starts[-1]) if mask is None else np.flatnonzero(mask)
+    start = len(order) // 3
+    assert sorted(order[:].tolist()) == selected.tolist()
+    blocks = order.locate(0, len(order))[1]
+    for rank in range(world):
+        positions = np.arange(start + rank, len(order), world)
+        visits = order.visits(start, rank=rank, world_size=world)
+        assert set(visits.block.tolist()) == set(blocks[positions].tolist())
+        assert (np.diff(visits.first) >= 0).all()
+        for block, first, last in zip(*(v.tolist() for v in visits), strict=True):
+            assert {first, last} <= set(positions.tolist())
+            assert blocks[first] == blocks[last] == block
+        for position in positions.tolist():
+            here = (visits.first <= position) & (visits.last >= position)
+            assert blocks[position] in visits.block[here]
+            assert here.sum() <= order.lanes
+
+
+def test_a_rank_reads_only_its_own_lanes_where_they_divide() -> None:
+    order = Order(starts_of([8] * 32), seed=1, epoch=0, lanes=8)
+    read = [set(order.visits(rank=rank, world_size=4).block.tolist()) for rank in range(4)]
+    assert sum(map(len, read)) == 32
+    assert set.union(*read) == set(range(32))
+
+
+def test_the_next_seed_is_not_the_next_epoch() -> None:
+    starts = starts_of([16] * 16)
+    assert Order(starts, seed=0, epoch=1)[:].tolist() != Order(starts, seed=1, epoch=0)[:].tolist()
+
+
+def test_class_balance_and_mixing_are_within_five_percent_of_uniform() -> None:
+    rows, batch, classes, seeds = 20_480, 256, 100, 4
+    labels = np.random.default_rng(7).integers(0, classes, rows)  # a store shuffled when it was written
+    share = np.bincount(labels, minlength=classes) / rows
+
+    def variation(order: NDArray[np.int64]) -> float:
+        cells = np.arange(rows) // batch * classes + labels[order]
+        counts = np.bincount(cells, minlength=rows // batch * classes).reshape(-1, classes)
+        return float(np.abs(counts / batch - share).sum(1).mean() / 2)
+
+    def together(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+        """Pairs of rows that share a batch in both epochs, over the number that uniform orders would give."""
+        batch_of = np.empty((2, rows), np.int64)
+        batch_of[0, first] = batch_of[1, second] = np.arange(rows) // batch
+        cells = np.bincount(batch_of[0] * (rows // batch) + batch_of[1])
+        pairs = rows * (batch - 1) / 2
+        return float((cells * (cells - 1) / 2).sum() / (pairs * (batch - 1) / (rows - 1)))
+
+    def epochs(seed: int) -> list[NDArray[np.int64]]:
+        return [Order(starts_of([64] * (rows // 64)), seed=seed, epoch=epoch)[:] for epoch in (0, 1)]
+
+    found = [epochs(seed) for seed in range(seeds)]
+    draw = np.random.default_rng(0)
+    uniform = np.mean([variation(draw.permutation(rows)) for _ in range(2 * seeds)])
+    assert np.mean([variation(order) for pair in found for order in pair]) == pytest.approx(uniform, rel=0.05)
+    assert np.mean([together(*pair) for pair in found]) == pytest.approx(1, abs=0.05)
+
+
+def test_a_million_blocks_cost_arithmetic_only() -> None:
+    starts = np.arange(0, 16_000_001, 16)
+    began = time.perf_counter()
+    order = Order(starts, seed=0, epoch=0)
+    assert len(np.unique(order[9_000_000:9_000_256])) == 256
+    assert len(order._sorted) <= 2 * order.lanes
+    assert time.perf_counter() - began < 10
+
+
+def test_bad_options_are_refused() -> None:
+    starts = starts_of([4, 4])
+    with pytest.raises(UsageError, match="lanes = 0"):
+        Order(starts, seed=0, epoch=0, lanes=0)
+    with pytest.raises(UsageError, match="bool mask of \\[8\\]"):
+        Order(starts, seed=0, epoch=0, rows=np.ones(7, np.bool_))
+    with pytest.raises(UsageError, match="no row is selected"):
+        Order(starts, seed=0, epoch=0, rows=np.zeros(8, np.bool_))
+    with pytest.raises(UsageError, match="step must be positive"):
+        Order(starts, seed=0, epoch=0)[::-1]
