@@ -80,7 +80,12 @@ def write_temporary(folder: Path, data: Bytes, mode: int = 0o644) -> Path:
 
 def replace(temporary: Path, final: Path) -> None:
     """Publish a temporary file under its final name, over whatever has that name."""
-    os.rename(temporary, final)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
     sync_folder(final.parent)
 
 
@@ -111,8 +116,9 @@ def create_only(temporary: Path, final: Path) -> bool:
                 "local disk and copy it when it is finished"
             ) from error
         raise
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
     sync_folder(final.parent)
     return created
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.arrays import DTYPES, Array
-from kdcache.errors import CheckpointError, DataError, MissingExtra, StorageError, TrustError, UsageError
+from kdcache.errors import CheckpointError, DataError, MissingExtra, TrustError, UsageError
+from kdcache.files import replace_bytes
 from kdcache.fingerprint import canonical, file_digest
 from kdcache.zoo.reference import build_model
 
@@ -117,19 +117,7 @@ def save_weights(path: Path, model: nn.Module, info: WeightsInfo) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
-    data = safetensors.torch.save(tensors, metadata={METADATA_KEY: metadata})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path}: the weights cannot be written ({error.strerror})") from error
+    replace_bytes(path, safetensors.torch.save(tensors, metadata={METADATA_KEY: metadata}))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import StorageError
+from kdcache.files import replace_bytes
 from kdcache.report.rows import HEADINGS, filled, rows
 from kdcache.report.verdict import NOISE, verdict
 from kdcache.report.wording import NOTHING, amount, count, percent, points, spread, visible
@@ -48,11 +48,7 @@ def write_page(path: Path, results: Mapping[str, Any], pictures: Sequence[Sequen
         pictures=pictures, commands=_commands(results.get("command")),
         environment=[(key, _plain(value)) for key, value in (results.get("environment") or {}).items()],
     )
-    try:
-        path.write_text(page + "\n", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise StorageError(f"{path}: the report cannot be written ({error.strerror}); free the disk or give another "
-                           "--out") from error
+    replace_bytes(path, f"{page}\n".encode())
 
 
 def _spelled(value: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kdcache.errors import SourceError, StorageError, UsageError
+from kdcache.files import replace
 from kdcache.fingerprint import file_digest
 
 __all__ = ["Progress", "download"]
@@ -42,7 +43,7 @@ def download(url: str, target: Path, *, sha256: str, size: int, progress: Progre
             part.unlink()
             raise SourceError(f"{url}: expected sha256 {sha256}, found {found}; what was fetched is removed, "
                               "run the command again")
-        part.replace(target)
+        replace(part, target)
     except StorageError:
         raise
     except OSError as error:

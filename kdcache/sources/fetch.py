@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from kdcache.errors import SourceError, StorageError
+from kdcache.files import replace
 from kdcache.fingerprint import file_digest
 from kdcache.recipe_file import data_root
 from kdcache.sources.download import Progress, download
@@ -71,7 +72,7 @@ def _copy(content: IO[bytes], target: Path) -> None:
     with file:
         while chunk := content.read(_CHUNK):  # outside of the `try`: what fails here is the archive
             _write(file, chunk, part)
-    part.replace(target)
+    replace(part, target)
 
 
 def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:

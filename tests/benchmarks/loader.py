@@ -2,8 +2,8 @@
 
     python tests/benchmarks/loader.py [--json FILE] [--repeats 7] [--threads 1]
 
-Case c: 50,000 rows, input uint8 [3, 32, 32], dense float16 logits [100]. Case f: 60,000 rows, input uint8 [28, 28], topk
-k = 4 of 10 classes. Batches of 256. Medians over interleaved repeats of one epoch each; GB/s counts stored bytes.
+Case c: 50,000 rows, input uint8 [3, 32, 32], dense float16 logits [100]. Case f: 60,000 rows, input uint8 [28, 28],
+topk k = 4 of 10 classes. Batches of 256. Medians over interleaved repeats of one epoch each; GB/s counts stored bytes.
 
     loader, warm      epochs after the first: every block is in the pool
     loader, first     a new loader: pool allocation, reading, verification, decoding (the files are in the page cache)
@@ -48,17 +48,30 @@ def write(path: Path, case: str, container: str) -> StoreReader:
     module, array = CODECS[codec], Array("float32", (classes,))
     chosen = module.configure(configuration, array)
     field = StoredField("logits", array, codec, chosen, module.columns(array, chosen))
-    plain = (plain_field("id", Array("int64")), plain_field("label", Array("int64")),
-             plain_field("input", Array("uint8", shape)))
+    plain = (
+        plain_field("id", Array("int64")),
+        plain_field("label", Array("int64")),
+        plain_field("input", Array("uint8", shape)),
+    )
     source = {"name": "noise", "fingerprint": "0" * 64, "classes": classes, "class_names": []}
-    plan = Plan(rows, source, {"kind": "source", "seed": 0}, 8192, 2048, 256,
-                {"format": container, "compression": "none"}, (*plain, field))
+    plan = Plan(
+        rows,
+        source,
+        {"kind": "source", "seed": 0},
+        8192,
+        2048,
+        256,
+        {"format": container, "compression": "none"},
+        (*plain, field),
+    )
     draw = np.random.default_rng(0)
     logits = torch.from_numpy(draw.standard_normal((rows, classes), np.float32) * 3)
     columns: dict[str, NDArray[np.generic]] = {
-        "id": np.arange(rows), "label": draw.integers(0, classes, rows),
+        "id": np.arange(rows),
+        "label": draw.integers(0, classes, rows),
         "input": draw.integers(0, 256, (rows, *shape), np.uint8),
-        **{field.column(suffix): values.numpy() for suffix, values in module.encode(logits, chosen, {}).items()}}
+        **{field.column(suffix): values.numpy() for suffix, values in module.encode(logits, chosen, {}).items()},
+    }
     writer = StoreWriter(path, plan)
     for unit in range(plan.units):
         first, last = plan.unit_range(unit)
@@ -104,8 +117,13 @@ def contenders(store: StoreReader) -> dict[str, Callable[[], None]]:
 
     everyday: DataLoader[tuple[Tensor, ...]] = DataLoader(TensorDataset(*tensors), BATCH, shuffle=True)
     return {
-        "loader, warm": lambda: drain(warm), "loader, first": first, "loader, small": lambda: drain(small),
-        "index_select": select, "memcpy": copy, "DataLoader": lambda: drain(everyday)}
+        "loader, warm": lambda: drain(warm),
+        "loader, first": first,
+        "loader, small": lambda: drain(small),
+        "index_select": select,
+        "memcpy": copy,
+        "DataLoader": lambda: drain(everyday),
+    }
 
 
 def measure(store: StoreReader, repeats: int) -> dict[str, float]:
@@ -126,23 +144,44 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = []
-    print(f"{'case':5}{'format':9}{'':15}{'M samples/s':>12}{'GB/s':>8}{'ratio':>8}   (ratio to index_select; "
-          f"{options.repeats} repeats, {options.threads} torch threads)")
+    print(
+        f"{'case':5}{'format':9}{'':15}{'M samples/s':>12}{'GB/s':>8}{'ratio':>8}   (ratio to index_select; "
+        f"{options.repeats} repeats, {options.threads} torch threads)"
+    )
     for case, (rows, *_) in CASES.items():
         for container in ("parquet", "hdf5"):
             with tempfile.TemporaryDirectory() as folder, write(Path(folder) / "store", case, container) as store:
                 width = sum(array.width for array in store.columns.values())
                 medians = measure(store, options.repeats)
             for name, median in medians.items():
-                row = {"case": case, "format": container, "name": name, "samples_per_s": rows / median,
-                       "gb_per_s": rows * width / median / 1e9, "ratio": medians["index_select"] / median}
+                row = {
+                    "case": case,
+                    "format": container,
+                    "name": name,
+                    "samples_per_s": rows / median,
+                    "gb_per_s": rows * width / median / 1e9,
+                    "ratio": medians["index_select"] / median,
+                }
                 results.append(row)
-                print(f"{case:5}{container:9}{name:15}{row['samples_per_s'] / 1e6:12.2f}{row['gb_per_s']:8.2f}"
-                      f"{row['ratio']:8.2f}")
+                print(
+                    f"{case:5}{container:9}{name:15}{row['samples_per_s'] / 1e6:12.2f}{row['gb_per_s']:8.2f}"
+                    f"{row['ratio']:8.2f}"
+                )
     if options.json:
-        options.json.write_text(json.dumps(
-            {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0],
-             "threads": options.threads, "repeats": options.repeats, "results": results}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps(
+                {
+                    "torch": torch.__version__,
+                    "numpy": np.__version__,
+                    "python": sys.version.split()[0],
+                    "threads": options.threads,
+                    "repeats": options.repeats,
+                    "results": results,
+                },
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -32,12 +32,23 @@ def samples(rows: int) -> dict[str, NDArray[np.generic]]:
 
 
 def write_store(
-    path: Path, rows: int, *, block_rows: int = 16, unit_rows: int = 64, container: str = "parquet", codec: str = "topk",
-    logits: str = "logits", compression: str = "none", fingerprint: str = "0" * 64, plain: bool = True,
+    path: Path,
+    rows: int,
+    *,
+    block_rows: int = 16,
+    unit_rows: int = 64,
+    container: str = "parquet",
+    codec: str = "topk",
+    logits: str = "logits",
+    compression: str = "none",
+    fingerprint: str = "0" * 64,
+    plain: bool = True,
 ) -> StoreReader:
     """A store of `samples` (where plain) and one field of logits in `codec`."""
     configuration: dict[str, Mapping[str, object]] = {
-        "topk": {"k": 4}, "dense": {"dtype": "float16"}, "bfloat16": {"dtype": "bfloat16"},
+        "topk": {"k": 4},
+        "dense": {"dtype": "float16"},
+        "bfloat16": {"dtype": "bfloat16"},
     }
     array = Array("bfloat16" if codec == "bfloat16" else "float32", (CLASSES,))
     module = CODECS["dense" if codec == "bfloat16" else codec]
@@ -49,9 +60,14 @@ def write_store(
     if plain:
         fields += [plain_field("label", Array("int64")), plain_field("input", Array("uint8", (2, 3)))]
     plan = Plan(
-        rows, {"name": "numbers", "fingerprint": fingerprint, "classes": CLASSES, "class_names": []},
-        {"kind": "source", "seed": 0}, unit_rows, block_rows, block_rows,
-        {"format": container, "compression": compression}, (*fields, field),
+        rows,
+        {"name": "numbers", "fingerprint": fingerprint, "classes": CLASSES, "class_names": []},
+        {"kind": "source", "seed": 0},
+        unit_rows,
+        block_rows,
+        block_rows,
+        {"format": container, "compression": compression},
+        (*fields, field),
     )
     values = logits_of(rows).to(torch.bfloat16 if codec == "bfloat16" else torch.float32)
     encoded = {

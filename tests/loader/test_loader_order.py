@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -34,9 +35,7 @@ def reference(
     def hashed(domain: int, i: int) -> int:
         return mix(mix(key ^ (domain * GOLDEN & WORD)) ^ ((i + 1) * GOLDEN & WORD)) >> 32
 
-    selected = [
-        [row for row in range(a, b) if mask is None or mask[row]] for a, b in zip(starts, starts[1:], strict=False)
-    ]
+    selected = [[row for row in range(a, b) if mask is None or mask[row]] for a, b in itertools.pairwise(starts)]
     blocks = [g for g, rows in enumerate(selected) if rows]
     if not shuffle:
         return [row for g in blocks for row in selected[g]]
@@ -56,8 +55,22 @@ def starts_of(sizes: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
 
 
-# (rows, block rows, seed, epoch, lanes, shuffle, rows with row % m == 1 only) -> SHA-256 of the order as little-endian int64
-GOLDENS = {}
+# (rows, block rows, seed, epoch, lanes, shuffle, m: only rows with row % m == 1) -> SHA-256 of the rows as int64
+# little-endian; made with `reference` above
+GOLDENS = {
+    (1, 1, 0, 0, 64, True, None): "af5570f5a1810b7af78caf4bc70a660f0df51e42baf91d4de5b2328de0e83dfc",
+    (1000, 16, 0, 0, 64, True, None): "5e191bbc17dd0073336d368c067540a9985447488b65d4df5568c6e62081b403",
+    (1000, 16, 0, 1, 64, True, None): "a0f53ccbd561802a35703047e5a31e986c393ebe5bf83924af6a49b5a6bfe633",
+    (1000, 16, 1, 0, 64, True, None): "69e516e0c18aa35fa7e2e7de59b48dd9a313118d36a8b8b7079ce5f266c0f933",
+    (1000, 16, 0, 0, 8, True, None): "386ec5dfe0a8919c8e6cf91a25483e0b9fa0cd90d5ce5788089ae3e27bd705cd",
+    (1003, 10, 42, 7, 64, True, None): "bdb0e68e725ce89bd702f6e5313d9f4d715bea69c558a3f2308613694be4948e",
+    (1003, 10, 42, 7, 1, True, None): "0b21db5b65a0cb02b505922c7850a42969ffd54028e2a78be998952cacb48aa4",
+    (1003, 10, 42, 7, 13, True, 3): "7b24341a7d299995e7224f0750cd1beca1635271de41873bcce61ff2592f4b30",
+    (20000, 2048, 123456789012, 0, 64, True, None): "a9b34837a5ff01531528874bd0084a67a07e121417317cabbb0003a46d4d4802",
+    (20000, 64, 5, 100, 64, True, 7): "1c6a99a5997ef41a81bfa95efc9a1770b54e9c73ea8db00dc7dffbfd54383442",
+    (1000, 16, 0, 0, 64, False, None): "702746827e553786bb026ac120cb58745fef3d3f554c33891809001cc37639f0",
+    (1000, 16, 0, 0, 64, False, 5): "121932d7ad2766831dee8b05dcf36d3756d86cf3169afa2987e2214deaab57e3",
+}
 
 
 @pytest.mark.parametrize("case", GOLDENS, ids=str)

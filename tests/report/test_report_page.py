@@ -141,6 +141,7 @@ def test_a_hundred_classes(tmp_path: Path) -> None:
     assert "What the teacher confuses" in page.text
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_storage(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be written"):
-        write_report(tmp_path / "absent", {}, curves={})
+def test_a_place_that_cannot_be_a_folder_is_an_error_of_storage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        write_report(tmp_path / "file", {}, curves={})

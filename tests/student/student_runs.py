@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ def eleven_outputs(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 def small(store: Path, out: Path, **change: Any) -> FitResult:
     """A few steps of an MLP with kd and ce; `change` are keys of [train], or of `fit`."""
-    options = {key: change.pop(key) for key in list(change) if key not in TrainConfig.model_fields}
+    options = {key: change.pop(key) for key in list(change) if key == "steps" or key not in TrainConfig.model_fields}
     train = TrainConfig.model_validate({"epochs": 3, "batch_size": 64, "checkpoint_seconds": 0.0} | change)
     options = {"objective": KD, "seed": 0, "identity": {}, "model": "zoo:mlp", "args": {"hidden": [32]}} | options
     return fit(options.pop("model"), options.pop("args"), [store], out, train=train, **options)
@@ -38,18 +41,37 @@ def small(store: Path, out: Path, **change: Any) -> FitResult:
 
 def augmented(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:
     """Augmentation, sparse targets, early stopping, Adam, cosine."""
-    return small(store, out, epochs=6, augment=("crop", "flip"), schedule="cosine", early_stopping=EarlyStopping(patience=4),
-                 checkpoint_seconds=checkpoint_seconds)
+    return small(store, out, epochs=6, augment=("crop", "flip"), schedule="cosine",
+                 early_stopping=EarlyStopping(patience=4), checkpoint_seconds=checkpoint_seconds)
 
 
 def with_hint(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:
-    """Dropout, batch norm, an adapter, momentum, clipping, accumulation, float inputs of an odd width and batch size."""
+    """Dropout, batch norm, an adapter, momentum, clipping, accumulation; float inputs, width and batch size odd."""
     return small(store, out, epochs=30, batch_size=33, model="student_runs:dropout_net", args={}, objective=HINT,
                  optimizer="sgd", lr=0.02, clip_norm=1.0, accumulate=2, schedule="one_cycle",
                  checkpoint_seconds=checkpoint_seconds)
 
 
-RUNS = {"augmented": augmented, "with_hint": with_hint}
+def in_bf16(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:
+    """Mixed precision, on a CPU whose newer bf16 instructions a virtual machine may announce and not run."""
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    return small(store, out, epochs=2, precision="bf16", checkpoint_seconds=checkpoint_seconds)
+
+
+RUNS = {"augmented": augmented, "with_hint": with_hint, "in_bf16": in_bf16}
+
+
+# Forked from a server that has imported the heavy libraries once: a real process each, started in no time.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(
+    ["torch", "accelerate", "safetensors.torch", "tensorboardX", "pydantic", "pyarrow", "h5py", "sklearn.datasets"])
+
+
+def begin(name: str, store: Path, out: Path, checkpoint_seconds: float) -> BaseProcess:
+    """Start one of `RUNS` in a process of its own."""
+    process = _PROCESSES.Process(target=run, args=(name, store, out, checkpoint_seconds))
+    process.start()
+    return process
 
 
 def run(name: str, store: Path, out: Path, checkpoint_seconds: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -12,14 +11,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from student_runs import RUNS, run, small
+from student_runs import RUNS, begin, small
 
 from kdcache.errors import CheckpointError, Interrupted
 from kdcache.student import Progress, read_metrics
-
-# Forked from a server that has imported the heavy libraries once: a real process each, started in no time.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "accelerate", "safetensors.torch", "tensorboardX", "pydantic", "pyarrow", "h5py"])
 
 
 class Lines(Progress):
@@ -39,12 +34,6 @@ class Lines(Progress):
 @pytest.fixture
 def stores(digits_store: Path, plain_store: Path) -> dict[str, Path]:
     return {"augmented": digits_store, "with_hint": plain_store}
-
-
-def begin(name: str, store: Path, out: Path, seconds: float) -> BaseProcess:
-    process = PROCESSES.Process(target=run, args=(name, store, out, seconds))
-    process.start()
-    return process
 
 
 def newest(out: Path) -> int:

@@ -60,7 +60,7 @@ def test_a_holdout_that_watches_nothing_is_refused(digits_store: Path, change: d
 
 
 def test_labels_are_needed_where_the_objective_reads_nothing_else(tmp_path: Path) -> None:
-    inputs, labels = digits()
+    inputs, _ = digits()
     store = write_store(tmp_path / "s", inputs[:100], np.full(100, -1))
     with open_data([store]) as data, pytest.raises(UsageError, match="none of its 100 rows has a label"):
         choose_rows(data, TrainConfig(), True)
