@@ -13,8 +13,12 @@ from kdcache.sources import fetch, find_dataset, is_present, known_datasets
 
 __all__ = ["data"]
 
-_ROOT = click.option("--root", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-                     help="Look here instead of in $KDCACHE_DATA.")
+_ROOT = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Look here instead of in $KDCACHE_DATA.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,10 +40,17 @@ def list_datasets(root: Path | None, as_json: bool) -> None:
     Example: kdcache data list --json
     """
     root = root or data_root()
-    facts = {name: {"title": each.title, "licence": each.licence, "citation": each.citation, "homepage": each.homepage,
-                    "bytes": sum(record.bytes for record in each.downloads),
-                    "splits": {split: is_present(name, split, root) for split in each.splits}}
-             for name, each in known_datasets().items()}
+    facts = {
+        name: {
+            "title": each.title,
+            "licence": each.licence,
+            "citation": each.citation,
+            "homepage": each.homepage,
+            "bytes": sum(record.bytes for record in each.downloads),
+            "splits": {split: is_present(name, split, root) for split in each.splits},
+        }
+        for name, each in known_datasets().items()
+    }
     if as_json:
         click.echo(json.dumps({"root": str(root), "datasets": facts}, indent=2, ensure_ascii=False))
         return
@@ -71,10 +82,18 @@ def get_dataset(name: str, root: Path | None) -> None:
     folder = (root or data_root()) / name
     console = Console(stderr=True)
     if console.is_terminal:
-        with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                      TimeRemainingColumn(), console=console) as bars:
-            tasks = {record.file: bars.add_task(record.file, total=record.bytes, start=False, visible=False)
-                     for record in dataset.downloads}
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        ) as bars:
+            tasks = {
+                record.file: bars.add_task(record.file, total=record.bytes, start=False, visible=False)
+                for record in dataset.downloads
+            }
 
             def advance(file: str, here: int, total: int) -> None:
                 bars.start_task(tasks[file])

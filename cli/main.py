@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 
@@ -63,15 +64,22 @@ def main() -> None:
 
 
 def _run() -> int:
+    # Work that can stop well listens itself; before and after it SIGTERM ends us as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         kdcache.main(standalone_mode=False)
         sys.stdout.flush()
         return 0
+    except SystemExit:  # click's own answer to a broken pipe
+        return 74
     except KdcacheError as error:
         return _say(error, str(error), error.exit_code)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click 8.2 and later
+            error.show()
+            return 64
         where = f"{error.ctx.command_path}: " if error.ctx else ""
         return _say(error, f"{where}{error.format_message()} (see -h)", 64)
     except click.ClickException as error:
@@ -97,5 +105,7 @@ def _run() -> int:
 def _say(error: BaseException, text: str, code: int) -> int:
     if os.environ.get("KDCACHE_DEBUG"):
         traceback.print_exception(error)
-    click.echo(f"kdcache: {text}", err=True)
+    # One line, and nothing in it that a terminal would obey: the words may quote a file from a stranger.
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    click.echo(f"kdcache: {line}", err=True)
     return code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 
 from kdcache.errors import UsageError
+from kdcache.near_misses import near_misses
 
 __all__ = ["find_recipe", "recipes"]
 
@@ -27,8 +27,7 @@ def find_recipe(name: str) -> Path:
     known = _installed()
     if name.removesuffix(".toml") in known:
         return known[name.removesuffix(".toml")]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "`kdcache recipes` lists the installed ones"
+    hint = near_misses(name, known)
     raise UsageError(f"{name}: there is no such recipe file, and no installed recipe of that name; {hint}")
 
 

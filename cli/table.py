@@ -33,11 +33,21 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
 
 
 def _boxed(name: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=Text(name, style="bold"), title_justify="left", header_style="dim", box=None, pad_edge=False,
-                  padding=(0, 2, 0, 0))
+    table = Table(
+        title=Text(name, style="bold"),
+        title_justify="left",
+        header_style="dim",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
     for index, heading in enumerate(head):
-        table.add_column(Text(heading), justify="right" if index else "left", no_wrap=index > 0,
-                         overflow="fold" if index == 0 else "ellipsis")
+        table.add_column(
+            Text(heading),
+            justify="right" if index else "left",
+            no_wrap=index > 0,
+            overflow="fold" if index == 0 else "ellipsis",
+        )
     for line in cells:
         table.add_row(*(Text(cell) for cell in line))
     return table
@@ -45,8 +55,13 @@ def _boxed(name: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> Ta
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return ["  ".join(cell.rjust(width) if i else cell.ljust(width)
-                      for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
 
 
 def _facts(results: Mapping[str, Any]) -> list[str]:

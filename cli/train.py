@@ -23,7 +23,7 @@ __all__ = ["evaluate", "train"]
 @out("The run's folder: checkpoints, metrics.jsonl, model.safetensors, result.json.")
 @overrides
 @click.option("--student", "name", metavar="NAME", help="Which student, where the recipe names several.")
-@click.option("--seed", type=int, help="Which seed (default: the recipe's first).")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Which seed (default: the recipe's first).")
 @click.option("--baseline", is_flag=True, help="Fit the same network on the labels alone, for as many steps.")
 @click.option("--eval-store", type=folder, metavar="STORE", help="Evaluate the finished student on this store.")
 @click.option("--resume", is_flag=True, help="Go on with a fit that was begun in --out.")
@@ -41,6 +41,10 @@ def train(
     student = _choose(resolve_students(loaded), name)
     seed = student.train.seeds[0] if seed is None else seed
     from kdcache.recipe.stages import fit_baseline, fit_student
+    from kdcache.store import open_store
+
+    if eval_store:
+        open_store(eval_store).close()  # found out now, not when the fit is done
 
     with Bars() as bars:
 

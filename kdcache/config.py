@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "EarlyStopping",
@@ -20,15 +21,28 @@ __all__ = [
     "TrainConfig",
 ]
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**40)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "fp16", "bf16"]
+
+
+def _as_json(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments are written into plans and weights files, which are JSON: no dates, no NaN."""
+    try:
+        json.dumps(args, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"arguments are numbers, strings, booleans, lists and tables of these: {error}") from error
+    return args
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(_as_json)]
 
 
 class Table(BaseModel):
     """A table of the recipe: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourceConfig(Table):
@@ -46,10 +60,10 @@ class SourceConfig(Table):
     input_key: str = Field("x", description="arrays: the .npz member that holds the inputs")
     label_key: str = Field("y", description="arrays: the .npz member that holds the labels")
     factory: str | None = Field(None, description="python: package.module:factory")
-    args: dict[str, Any] = Field(default_factory=dict, description="python: keyword arguments of the factory")
+    args: Arguments = Field(default_factory=dict, description="python: keyword arguments of the factory")
     rows: Positive | None = Field(None, description="keep so many rows, drawn by `seed`")
     labelled: Positive | None = Field(None, description="hide all labels but so many, drawn by `seed` (label -1)")
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceConfig:
@@ -66,7 +80,7 @@ class StoreConfig(Table):
     unit_rows: Positive = 8192
     block_rows: Positive = 1024
     order: Literal["shuffled", "source"] = "shuffled"
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _fits(self) -> StoreConfig:
@@ -113,7 +127,7 @@ class TrainConfig(Table):
     precision: Precision = "fp32"
     early_stopping: EarlyStopping | None = None
     holdout: Fraction = Field(0.1, description="share of the training rows that early stopping watches")
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     lanes: Positive = Field(64, description="sub-streams that the loader mixes; part of the order")
     memory_mib: Positive = Field(1024, description="what the loader may keep in memory")
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(30.0, description="0 writes one after every step")
@@ -131,7 +145,7 @@ class TeacherConfig(Table):
     """The network that is run once. `weights` from a file, or trained here by `fit`."""
 
     model: str
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Arguments = Field(default_factory=dict)
     weights: Path | None = None
     input: InputConfig | None = Field(None, description="for weights that do not carry their own")
     batch_size: Positive = 256
@@ -177,7 +191,7 @@ class StudentConfig(Table):
     """A network to be fitted; what it leaves out is taken from `[student]`, `[[objective]]` and `[train]`."""
 
     model: str | None = None
-    args: dict[str, Any] | None = None
+    args: Arguments | None = None
     objective: tuple[ObjectiveConfig, ...] | None = None
     train: dict[str, Any] = Field(default_factory=dict, description="keys of [train] that differ for this student")
 

@@ -57,6 +57,11 @@ class MissingExtra(UsageError, ImportError):
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {library}, which is not installed: run `pip install 'kdcache[{extra}]'`")
+        self._given = library, extra, purpose
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str, str]]:
+        """Errors of a stage reach us from another process."""
+        return type(self), self._given
 
 
 class DataError(KdcacheError):

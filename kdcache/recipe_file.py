@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 import re
@@ -14,8 +13,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kdcache.config import ObjectiveConfig, Recipe, SourceConfig, TrainConfig
+from kdcache.config import ObjectiveConfig, Recipe, SourceConfig, StudentConfig, TrainConfig
 from kdcache.errors import UsageError
+from kdcache.near_misses import near_misses
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -45,14 +45,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The checked recipe in a TOML file.
 
     `overrides` are `key.path=value` with the value in TOML (a bare word is taken as a string); list items are
-    named by their number, `objective.0.weight=0.5`. Relative paths are made absolute against the recipe's folder.
+    named by their number, `objective.0.weight=0.5`, keys that hold a dot are quoted. Relative paths are made absolute
+    against the recipe's folder.
     Raises UsageError with the file, the key, what was found, and the nearest known key.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: the recipe cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, nested too deep, a number too long
         raise UsageError(f"{path}: not a TOML file: {error}") from error
     for override in overrides:
         _override(table, override)
@@ -72,10 +73,15 @@ def resolve_students(recipe: Recipe) -> dict[str, Student]:
         if model is None:
             raise UsageError(f"students.{name}: no model; give one there or in [student]")
         args = config.args if config.args is not None else (base.args if base and config.model is None else None)
-        objective = config.objective if config.objective is not None else recipe.objective
+        given = (config.objective, base.objective if base else None)
+        objective = next((terms for terms in given if terms is not None), recipe.objective)
         if not objective:
             raise UsageError(f'student {name!r}: no [[objective]]; give at least one, for instance name = "kd"')
-        train = recipe.train.model_dump(exclude_unset=True) | (base.train if base else {}) | config.train
+        train = recipe.train.model_dump(exclude_unset=True)
+        for changes in (base.train if base else {}, config.train):
+            if "steps" in changes or "epochs" in changes:  # one length replaces another
+                train = {key: value for key, value in train.items() if key not in ("steps", "epochs")}
+            train = train | changes
         students[name] = Student(
             name, model, args or {}, objective, _check(TrainConfig, train, f"students.{name}.train")
         )
@@ -83,44 +89,66 @@ def resolve_students(recipe: Recipe) -> dict[str, Student]:
 
 
 def _multiply(students: dict[str, Student], grid: Mapping[str, list[Any]]) -> dict[str, Student]:
+    if len(students) != 1:
+        raise UsageError("grid: multiplies a student, and the recipe names none; add [student]")
     (student,) = students.values()
-    axes = []
+    cells: dict[str, Student] = {}
+    for cell in itertools.product(*_axes(grid)):
+        settings: dict[str, dict[str, Any]] = {
+            **{name: term.model_dump(exclude_unset=True) for name, term in _named(student.objective).items()},
+            "train": student.train.model_dump(exclude_unset=True),
+            "args": dict(student.args),
+        }
+        terms = settings.keys() - {"train", "args"}
+        model = student.model
+        for keys, chosen in cell:
+            for key, value in zip(keys, chosen, strict=True):
+                # Names of terms may hold a dot (kd.1.weight), names of arguments and of [train] may not.
+                head, _, tail = key.partition(".") if key.startswith(("train.", "args.")) else key.rpartition(".")
+                if key == "model":
+                    model = value
+                elif head in settings and tail:
+                    settings[head][tail] = value
+                else:
+                    known = [*(f"{name}.weight" for name in sorted(terms)), "train.lr", "args.<name>", "model"]
+                    raise UsageError(f"grid: {key!r} is not a setting of the student; keys look like {known}")
+        name = ",".join(f"{_plain(keys[0])}={_plain(chosen[0])}" for keys, chosen in cell)
+        if name in cells:
+            raise UsageError(f"grid: two cells would both be called {name!r}; leave out the value that is there twice")
+        objective = tuple(_check(ObjectiveConfig, settings[term], f"grid cell {name}")
+                          for term in _named(student.objective))  # fmt: skip
+        train = _check(TrainConfig, settings["train"], f"grid cell {name}")
+        network = _check(StudentConfig, {"model": model, "args": settings["args"]}, f"grid cell {name}")
+        cells[name] = Student(name, network.model or student.model, network.args or {}, objective, train)
+    return cells
+
+
+def _axes(grid: Mapping[str, list[Any]]) -> list[list[tuple[list[str], list[Any]]]]:
+    """For each axis its points: the keys that are set together, and a value for each."""
+    axes, seen = [], set[str]()
     for key, values in grid.items():
         keys = [part.strip() for part in key.split(",")]
+        if not values:
+            raise UsageError(f"grid: {key!r} has no values; give at least one, or leave it out")
+        if twice := [part for part in keys if part in seen or keys.count(part) > 1]:
+            raise UsageError(f"grid: {twice[0]!r} is set twice; let one axis set it")
+        seen.update(keys)
         for value in values:
             if len(keys) > 1 and not (isinstance(value, list) and len(value) == len(keys)):
                 raise UsageError(
                     f"grid: {key!r} sets {len(keys)} keys, so each value is a list of {len(keys)}, not {value}"
                 )
         axes.append([(keys, value if len(keys) > 1 else [value]) for value in values])
-    cells = {}
-    for cell in itertools.product(*axes):
-        state: dict[str, Any] = {
-            "objective": {o.name: o.model_dump(exclude_unset=True) for o in student.objective},
-            "train": student.train.model_dump(exclude_unset=True),
-            "args": dict(student.args),
-            "model": student.model,
-        }
-        for keys, chosen in cell:
-            for key, value in zip(keys, chosen, strict=True):
-                head, _, tail = key.partition(".")
-                place = state["objective"].get(head) if head not in ("train", "args") else state[head]
-                if key == "model":
-                    state["model"] = value
-                elif place is None or not tail:
-                    known = [*(f"{name}.weight" for name in state["objective"]), "train.lr", "args.<name>", "model"]
-                    raise UsageError(f"grid: {key!r} is not a setting of the student; keys look like {known}")
-                else:
-                    place[tail] = value
-        name = ",".join(f"{keys[0]}={_plain(chosen[0])}" for keys, chosen in cell)
-        cells[name] = Student(
-            name,
-            state["model"],
-            state["args"],
-            tuple(_check(ObjectiveConfig, o, f"grid cell {name}") for o in state["objective"].values()),
-            _check(TrainConfig, state["train"], f"grid cell {name}"),
-        )
-    return cells
+    return axes
+
+
+def _named(terms: Sequence[ObjectiveConfig]) -> dict[str, ObjectiveConfig]:
+    """The terms under the names that the metrics show: kd, kd.1, ..."""
+    named: dict[str, ObjectiveConfig] = {}
+    for place, term in enumerate(terms):
+        earlier = sum(other.name == term.name for other in terms[:place])
+        named[f"{term.name}.{earlier}" if earlier else term.name] = term
+    return named
 
 
 def _plain(value: Any) -> str:
@@ -132,12 +160,9 @@ def _override(table: dict[str, Any], text: str) -> None:
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set {text!r}: write it as key.path=value, for instance --set train.epochs=5")
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw.strip()
     place: Any = table
-    *parents, last = key.strip().split(".")
+    *parents, last = _key_path(key, text)
+    value = _value(raw)
     try:
         for part in parents:
             place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
@@ -147,6 +172,27 @@ def _override(table: dict[str, Any], text: str) -> None:
             place[last] = value
     except (IndexError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"--set {text!r}: the recipe has no such place") from error
+
+
+def _key_path(key: str, text: str) -> list[str]:
+    """The parts of a dotted key as TOML reads it: `fields."features.hidden".codec` has three."""
+    try:
+        here = tomllib.loads(f"{key.strip()} = true")
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--set {text!r}: {key.strip()!r} is not a key of a recipe") from error
+    parts: list[str] = []
+    while isinstance(here, dict):
+        ((part, here),) = here.items()
+        parts.append(part)
+    return parts
+
+
+def _value(raw: str) -> Any:
+    try:
+        table = tomllib.loads(f"value = {raw}")
+    except (ValueError, RecursionError):
+        return raw.strip()
+    return table["value"] if len(table) == 1 else raw.strip()
 
 
 def _check(model: type[T], table: Mapping[str, Any], place: str) -> T:
@@ -160,9 +206,7 @@ def _sentence(model: type[BaseModel], problem: Any, place: str) -> str:
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         known = _known_keys(model, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-        return f"{place}: unknown key {key!r}; {hint}"
+        return f"{place}: unknown key {key!r}; {near_misses(str(problem['loc'][-1]), known)}"
     said = problem["msg"].removeprefix("Value error, ")
     found = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r})"
     return f"{place}: {key}: {said}{found}" if key else f"{place}: {said}{found}"
@@ -192,10 +236,17 @@ def _located(recipe: Recipe, folder: Path) -> Recipe:
     def path(value: Path | None) -> Path | None:
         if value is None:
             return None
-        text = os.path.expandvars(str(value).replace("$KDCACHE_DATA", str(data_root())))
+        # $KDCACHE_DATA has a default, so it stands for something even where it is not set.
+        root = str(data_root()).replace("\\", r"\\")
+        text = os.path.expandvars(re.sub(r"\$(KDCACHE_DATA\b|\{KDCACHE_DATA\})", root, str(value)))
         if "$" in text:
             raise UsageError(f"{value}: the environment variable in this path is not set")
-        return folder / Path(text).expanduser()
+        if "\0" in text:
+            raise UsageError(f"{str(value)!r}: is not a path; no file's name holds a NUL")
+        try:
+            return folder / Path(text).expanduser()
+        except RuntimeError as error:
+            raise UsageError(f"{value}: there is no such user; write the path out") from error
 
     def source(config: SourceConfig) -> SourceConfig:
         return config.model_copy(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcache.errors import UsageError
-from kdcache.zoo.near_misses import near_misses
+from kdcache.near_misses import near_misses
 
 __all__ = ["pool_spatial", "tap_outputs"]
 

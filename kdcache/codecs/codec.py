@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from kdcache.arrays import Array
 from kdcache.codecs.targets import SparseLogits
 from kdcache.errors import StoreDamaged, UsageError
+from kdcache.near_misses import near_misses
 
 __all__ = ["Codec", "check_columns", "known_keys", "torch_dtype"]
 
@@ -59,9 +59,7 @@ def known_keys(codec: str, configuration: Mapping[str, Any], keys: tuple[str, ..
     """UsageError for a key that the codec does not take."""
     for key in configuration:
         if key not in keys:
-            near = difflib.get_close_matches(key, keys, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"codec {codec!r} takes {', '.join(keys)}, not {key!r}{hint}")
+            raise UsageError(f"codec {codec!r} does not take {key!r}; {near_misses(key, keys)}")
 
 
 def check_columns(stored: Mapping[str, Tensor], declared: Mapping[str, Array]) -> None:

@@ -69,10 +69,7 @@ class StreamingLoader(IterableDataset[Batch]):
                 for name, (reader, field) in zip_fields(readers, fields).items()
             }
             self.epoch, self._position, self._turn = 0, 0, 0
-            self._order = (
-                0,
-                Order(self._starts, seed=self._seed, epoch=0, lanes=lanes, shuffle=shuffle, rows=self._rows),
-            )
+            self._order = 0, self._make_order(0)
             self._total = len(self._order[1])
             self._identity = order_identity(
                 readers[0].plan.alignment, self._seed, lanes, self._shuffle, mask_digest(self._rows)
@@ -89,9 +86,9 @@ class StreamingLoader(IterableDataset[Batch]):
                 timeout=timeout,
             )
         except BaseException:
-            self._close_stores()
+            _close(self._opened)
             raise
-        self._finalizer = weakref.finalize(self, self._pool.close)  # also at the interpreter's exit
+        self._finalizer = weakref.finalize(self, _close, [self._pool, *self._opened])  # also at the interpreter's exit
 
     def _open(self, path: str | Path) -> StoreReader:
         reader = open_store(path)
@@ -105,11 +102,13 @@ class StreamingLoader(IterableDataset[Batch]):
     def order(self, epoch: int) -> Order:
         """The order of an epoch: `order(epoch)[a:b]` is the store rows of positions a .. b - 1, whatever the rank."""
         if self._order[0] != epoch:
-            order = Order(
-                self._starts, seed=self._seed, epoch=epoch, lanes=self._lanes, shuffle=self._shuffle, rows=self._rows
-            )
-            self._order = epoch, order
+            self._order = epoch, self._make_order(epoch)
         return self._order[1]
+
+    def _make_order(self, epoch: int) -> Order:
+        return Order(
+            self._starts, seed=self._seed, epoch=epoch, lanes=self._lanes, shuffle=self._shuffle, rows=self._rows
+        )
 
     def set_epoch(self, epoch: int, position: int | None = None) -> None:
         """Stand in `epoch` at `position`; without one, stay where the loader is in that epoch, or begin it."""
@@ -200,11 +199,11 @@ class StreamingLoader(IterableDataset[Batch]):
         """Stop the threads, and close the stores that the loader opened itself."""
         self._turn += 1
         self._finalizer()
-        self._close_stores()
 
-    def _close_stores(self) -> None:
-        for reader in self._opened:
-            reader.close()
+
+def _close(parts: Sequence[BlockPool | StoreReader]) -> None:
+    for part in parts:
+        part.close()
 
 
 def _check_options(

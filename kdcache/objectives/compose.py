@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +14,7 @@ from kdcache.arrays import Array
 from kdcache.codecs import SparseLogits
 from kdcache.config import ObjectiveConfig
 from kdcache.errors import UsageError
+from kdcache.near_misses import near_misses
 from kdcache.objectives.adapters import Adapter
 from kdcache.objectives.feature import hint
 from kdcache.objectives.response import ce, hard_label, kd, mse_logits, soft_ce
@@ -148,7 +148,7 @@ def compose(configs: Sequence[ObjectiveConfig], fields: Mapping[str, StoredField
 def _term(config: ObjectiveConfig, name: str, fields: Mapping[str, StoredField], classes: int) -> Term:
     spec = OBJECTIVES.get(config.name)
     if spec is None:
-        raise UsageError(f"objective {config.name!r} is not known; {_nearest(config.name, OBJECTIVES)}")
+        raise UsageError(f"objective {config.name!r} is not known; {near_misses(config.name, OBJECTIVES)}")
     place = f"objective {name}"
     if config.temperature is not None and not spec.temperature:
         raise UsageError(f"{place}: it takes no temperature (found {config.temperature}); leave it out")
@@ -164,7 +164,7 @@ def _term(config: ObjectiveConfig, name: str, fields: Mapping[str, StoredField],
         raise UsageError(f"{place}: it reads the labels, not {chosen!r}; leave `field` out, or take hard_label")
     if chosen not in fields:
         raise UsageError(f"{place}: the store has no labels; take hard_label or kd" if chosen == "label" else
-                         f"{place}: the store has no field {chosen!r}; {_nearest(chosen, fields)}")
+                         f"{place}: the store has no field {chosen!r}; {near_misses(chosen, fields)}")
     field = fields[chosen]
     _check_shape(place, spec, chosen, field, classes)
     options: dict[str, Any] = {}
@@ -192,11 +192,6 @@ def _check_sparse(place: str, spec: ObjectiveSpec, name: str, field: StoredField
     if temperature < 1:
         raise UsageError(f"{place}: temperature = {temperature} is below 1, and {stored}, which serves 1 and above: "
                          'dump the field with codec = "dense"')
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {sorted(known)}"
 
 
 def _item(found: Mapping[str, T], key: str, place: str, cure: str) -> T:

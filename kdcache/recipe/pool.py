@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from kdcache.errors import Interrupted, KdcacheError
@@ -27,6 +29,7 @@ class Stage:
     name: str
     function: Callable[..., dict[str, Any]]
     args: tuple[Any, ...]
+    leaves: Path | None = None  # the file that it writes last; a stage whose file is gone is not done
 
 
 class Watcher(Protocol):
@@ -64,7 +67,8 @@ def run_stages(
             while waiting and len(running) < jobs:
                 stage = waiting.pop(0)
                 watcher.began(stage.name)
-                running[executor.submit(_call, stage)] = stage
+                with _no_interrupts():
+                    running[executor.submit(_call, stage)] = stage
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 stage = running.pop(future)
@@ -84,6 +88,16 @@ def run_stages(
         reports.close()
 
 
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Hold SIGINT back; processes started meanwhile hold it back too, until `_begin` has told them what to do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _stop(executor: ProcessPoolExecutor) -> None:
     """Ask what still runs to stop: it keeps what it has, and the same command goes on from there."""
     for process in list((getattr(executor, "_processes", None) or {}).values()):
@@ -97,6 +111,7 @@ def _begin(reports: Any, threads: int) -> None:
     _reports = reports
     # Ctrl-C goes to the whole group; a stage that can stop well listens itself, any other is told by our parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # Before torch is loaded: several stages at once must not each take every core.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
 

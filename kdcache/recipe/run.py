@@ -19,6 +19,7 @@ from kdcache.recipe_file import Student, resolve_students
 __all__ = ["run_recipe"]
 
 Facts = dict[str, Any]
+MANIFEST, RESULT = "manifest.json", "result.json"
 
 
 def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None = None, command: str = "") -> Facts:
@@ -36,10 +37,10 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
     run = _Run(recipe, out, watcher, jobs or _default_jobs())
     inputs, store, evaluation = out / "inputs", out / "store", out / "eval"
     plain = recipe.model_copy(update={"teacher": None, "fields": {}, "name": recipe.name})
-    first = [Stage("inputs", stages.dump_store, (plain, inputs, None))]
+    first = [Stage("inputs", stages.dump_store, (plain, inputs, None), inputs / MANIFEST)]
     if recipe.eval_source:
         other = plain.model_copy(update={"source": recipe.eval_source, "eval_source": None})
-        first.append(Stage("eval", stages.dump_store, (other, evaluation, None)))
+        first.append(Stage("eval", stages.dump_store, (other, evaluation, None), evaluation / MANIFEST))
     run.together(first)
     eval_store = evaluation if recipe.eval_source else None
     if recipe.teacher is None:
@@ -47,9 +48,9 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
 
     weights = recipe.teacher.weights
     if recipe.teacher.fit:
-        run.together([Stage("teacher", stages.fit_teacher, (recipe, inputs, eval_store, out / "teacher"))])
         weights = out / "teacher" / "model.safetensors"
-    run.together([Stage("store", stages.dump_store, (recipe, store, weights))])
+        run.together([Stage("teacher", stages.fit_teacher, (recipe, inputs, eval_store, out / "teacher"), weights)])
+    run.together([Stage("store", stages.dump_store, (recipe, store, weights), store / MANIFEST)])
     run.together([Stage("teacher accuracy", stages.judge_teacher, (recipe, weights, store, eval_store))])
 
     folders, baseline_of, fits = _fits(students, inputs, store, eval_store, out)
@@ -90,6 +91,7 @@ def _fits(
                     f"{baseline} seed {seed}",
                     stages.fit_baseline,
                     (student, seed, [inputs], [store], eval_store, folder),
+                    folder / RESULT,
                 )
                 for seed, folder in zip(seeds, folders[baseline], strict=True)
             ]
@@ -97,7 +99,12 @@ def _fits(
     for name, student in students.items():
         folders[name] = [out / "students" / name / f"seed-{seed}" for seed in student.train.seeds]
         fits += [
-            Stage(f"student {name} seed {seed}", stages.fit_student, (student, seed, [store], eval_store, folder))
+            Stage(
+                f"student {name} seed {seed}",
+                stages.fit_student,
+                (student, seed, [store], eval_store, folder),
+                folder / RESULT,
+            )
             for seed, folder in zip(student.train.seeds, folders[name], strict=True)
         ]
     return folders, baseline_of, fits
@@ -137,6 +144,8 @@ class _Run:
         return self._out / "stages" / f"{stage.name.replace(' ', '-')}.json"
 
     def _remembered(self, stage: Stage) -> Facts | None:
+        if stage.leaves and not stage.leaves.exists():
+            return None
         try:
             table = json.loads(self._path(stage).read_bytes())
             facts: Facts = table["facts"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from kdcache.errors import MissingExtra, UsageError
-from kdcache.sources.choice import choose
 from kdcache.sources.source import ArraySource
-from kdcache.sources.subset import Subset
+from kdcache.sources.subset import Subset, choose
 
 __all__ = ["open_digits"]
 
@@ -26,7 +25,7 @@ def open_digits(split: str) -> Subset:
     whole = ArraySource("digits", found.images.astype(np.uint8), found.target.astype(np.int64), classes=10,
                         class_names=tuple(str(digit) for digit in range(10)))
     ids = whole.ids()
-    kept = choose(ids, _TEST_ROWS, 0, b"digits\0\0")
+    kept = choose(ids, _TEST_ROWS, "digits", 0)
     if split == "train":
         kept = np.setdiff1d(ids, kept)
     return Subset(whole, kept, {"split": split}, name=f"digits {split}")

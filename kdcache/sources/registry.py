@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdcache.errors import MissingData, UsageError
+from kdcache.near_misses import near_misses
 from kdcache.recipe_file import data_root
 from kdcache.sources.cifar import open_cifar
 from kdcache.sources.digits import open_digits
@@ -74,9 +74,7 @@ def find_dataset(name: str) -> Dataset:
     """The dataset of this name; UsageError with the nearest known one."""
     known = known_datasets()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        raise UsageError(f"dataset = {name!r} is not known; {hint} (`kdcache data list`)")
+        raise UsageError(f"dataset = {name!r} is not known; {near_misses(name, known)} (`kdcache data list`)")
     return known[name]
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from kdcache.arrays import Array
 from kdcache.errors import UsageError
 from kdcache.fingerprint import digest_of
-from kdcache.sources.choice import choose
+from kdcache.keyed import keyed_order
 from kdcache.sources.source import Ids, Rows, Source, positions
 
-__all__ = ["LabelledSource", "Subset", "keep_labels", "keep_rows"]
+__all__ = ["LabelledSource", "Subset", "choose", "keep_labels", "keep_rows"]
 
 
 class LabelledSource(Source, Protocol):
@@ -75,11 +75,16 @@ class Subset:
         return labels if self._shown is None else np.where(np.isin(ids, self._shown), labels, -1)
 
 
+def choose(ids: Ids, count: int, what: str, seed: int) -> Ids:
+    """The `count` ids with the smallest keyed hashes, ascending. A longer choice contains every shorter one."""
+    return np.sort(ids[keyed_order(f"kdcache-source-1|{what}|{seed}", ids)[:count]])
+
+
 def keep_rows(source: LabelledSource, rows: int, seed: int) -> Subset:
     """A seeded choice of `rows` samples."""
     if rows > len(source):
         raise UsageError(f"{source.name}: rows = {rows} is more than the {len(source)} that it has")
-    return Subset(source, choose(source.ids(), rows, seed, b"rows\0\0\0\0"), {"rows": rows, "seed": seed})
+    return Subset(source, choose(source.ids(), rows, "rows", seed), {"rows": rows, "seed": seed})
 
 
 def keep_labels(source: LabelledSource, labelled: int, seed: int) -> Subset:
@@ -89,5 +94,5 @@ def keep_labels(source: LabelledSource, labelled: int, seed: int) -> Subset:
     known = ids[:0] if labels is None else ids[labels >= 0]
     if labelled > len(known):
         raise UsageError(f"{source.name}: labelled = {labelled} is more than the {len(known)} labels that it has")
-    shown = choose(known, labelled, seed, b"labels\0\0")
+    shown = choose(known, labelled, "labels", seed)
     return Subset(source, ids, {"labelled": labelled, "seed": seed}, shown=shown)

@@ -49,8 +49,9 @@ def encode(
 class Shard:
     """An open HDF5 shard whose layout was compared with the plan."""
 
-    def __init__(self, path: Path, schema: Mapping[str, Array], rows: int, block_rows: int) -> None:
+    def __init__(self, path: Path, schema: Mapping[str, Array], rows: int, block_rows: int, compression: str) -> None:
         self.path, self._schema, self._rows, self._block_rows = path, schema, rows, block_rows
+        self._compressed = compression != "none"
         self._lock = threading.Lock()
         try:
             _forbid_plugins()
@@ -87,6 +88,8 @@ class Shard:
             if name == _HEADER:
                 if chunked or dataset.dtype != np.uint8 or dataset.rank != 1 or dataset.shape[0] > _HEADER_LIMIT:
                     raise StoreDamaged(f"its header has dtype {dataset.dtype} and shape {dataset.shape}")
+            elif chunked != self._compressed:
+                raise StoreDamaged(f"column {name} is {'' if chunked else 'not '}in chunks, which the plan says otherwise")
             elif chunked and layout.get_chunk() != (min(self._block_rows, rows), *schema[name].shape):
                 raise StoreDamaged(f"column {name} has chunks of {layout.get_chunk()}, which are not its blocks")
             elif dataset.dtype != schema[name].numpy or dataset.shape != (rows, *schema[name].shape):

@@ -84,8 +84,9 @@ def _arrow(values: NDArray[Any], array: Array) -> pa.Array:
 class Shard:
     """An open Parquet shard whose layout was compared with the plan."""
 
-    def __init__(self, path: Path, schema: Mapping[str, Array], rows: int, block_rows: int) -> None:
+    def __init__(self, path: Path, schema: Mapping[str, Array], rows: int, block_rows: int, compression: str) -> None:
         self.path, self._schema, self._rows, self._block_rows = path, schema, rows, block_rows
+        self._compressed = compression != "none"
         self._lock = threading.Lock()
         try:
             size = _check_footer_length(path)
@@ -120,9 +121,11 @@ class Shard:
             raise StoreDamaged(f"not a readable Parquet shard: {safe(error)}") from error
         self.header: dict[str, Any] = parse_canonical(header, str(path))
 
-    @staticmethod
-    def _find(chunk: Any, size: int, file_size: int) -> tuple[int, int] | None:
-        """Where a block lies raw in the file; None where it is compressed (or laid out by somebody else's writer)."""
+    def _find(self, chunk: Any, size: int, file_size: int) -> tuple[int, int] | None:
+        """Where a block lies raw in the file; None where it is compressed.
+
+        Not asked of pyarrow: `chunk.compression` aborts the process where a damaged footer names no known codec.
+        """
         end = chunk.data_page_offset + chunk.total_compressed_size
         if not 4 <= chunk.data_page_offset < end <= file_size or chunk.has_dictionary_page:
             raise StoreDamaged(f"column {safe(chunk.path_in_schema)} does not lie in the file, or has a dictionary")
@@ -130,11 +133,12 @@ class Shard:
             raise StoreDamaged(
                 f"column {safe(chunk.path_in_schema)} declares {chunk.total_uncompressed_size} bytes for {size}"
             )
-        raw = (
-            chunk.compression == "UNCOMPRESSED" and set(chunk.encodings) <= {"PLAIN", "RLE"}
-        )
+        if self._compressed:
+            return None
         head = chunk.total_compressed_size - size
-        return (chunk.data_page_offset + head, size) if raw and 0 < head < _PAGE_HEADER_LIMIT else None
+        if not 0 < head < _PAGE_HEADER_LIMIT:
+            raise StoreDamaged(f"column {safe(chunk.path_in_schema)} does not lie raw in one page")
+        return end - size, size
 
     def extent(self, column: str, block: int) -> tuple[int, int] | None:
         """Offset and length of a block's raw bytes in the file, or None where they must be decoded."""

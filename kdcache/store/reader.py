@@ -170,7 +170,9 @@ class _OpenShard:
         self._held, self._retired, self._lock = 0, False, threading.Lock()
         try:
             container = CONTAINERS[plan.container["format"]]
-            self._shard: parquet.Shard | hdf5.Shard = container.Shard(path, plan.columns, last - first, plan.block_rows)
+            self._shard: parquet.Shard | hdf5.Shard = container.Shard(
+                path, plan.columns, last - first, plan.block_rows, plan.container["compression"]
+            )
             self.digests = self._check_header(plan, unit)
         except (StoreDamaged, TrustError) as error:
             os.close(self._descriptor)

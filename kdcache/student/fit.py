@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdcache.config import ObjectiveConfig, TrainConfig
 from kdcache.errors import CheckpointError, DataError, Interrupted
+from kdcache.interrupt import StopFlag, stop_requests
 from kdcache.keyed import keyed_hash
 from kdcache.loader import StreamingLoader
 from kdcache.models import InputSpec, WeightsInfo, build_model, save_weights
@@ -24,7 +25,6 @@ from kdcache.student.checkpoint import newest_checkpoint, write_checkpoint
 from kdcache.student.data import open_data
 from kdcache.student.evaluate import evaluate, evaluate_run, evaluate_store
 from kdcache.student.folder import FitResult, has_begun, only_one, read_result, write_result
-from kdcache.student.interrupt import StopFlag, stop_requests
 from kdcache.student.job import Job, plan_job
 from kdcache.student.metrics import Metrics
 from kdcache.student.module import Batch, Fitted, split_batch, tap_shapes

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdcache.config import Precision
 from kdcache.errors import UsageError
-from kdcache.student.interrupt import StopFlag
+from kdcache.interrupt import StopFlag
 
 __all__ = ["asked_to_stop", "open_accelerator", "same_buffers", "seed_device"]
 

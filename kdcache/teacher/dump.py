@@ -18,6 +18,7 @@ from kdcache.interrupt import StopFlag, stop_requests
 from kdcache.sources import Source, open_source
 from kdcache.store import Plan, StoreWriter, read_plan
 from kdcache.store.manifest import Manifest
+from kdcache.teacher.batch import run_batch
 from kdcache.teacher.frozen import FrozenTeacher, load_teacher
 from kdcache.teacher.planning import fit_tables, input_spec_of, inputs_plan, tables_on, teacher_plan
 from kdcache.teacher.unit import Columns, UnitBuffers, fill_unit
@@ -107,9 +108,10 @@ def estimate(recipe: Recipe, *, weights: Path | None = None, like: Path | None =
     ids = source.ids()[plan.permutation()[: _PILOT_BATCHES * plan.batch_rows]]
     start, counted = time.perf_counter(), 0
     for first in range(0, len(ids), plan.batch_rows):
-        batch = source.read(ids[first : first + plan.batch_rows])["input"]
+        some = ids[first : first + plan.batch_rows]
+        batch = source.read(some)["input"]
         if teacher:
-            teacher(torch.from_numpy(batch))
+            run_batch(teacher, torch.from_numpy(batch), some)
         if first == 0 and len(ids) > plan.batch_rows:
             start = time.perf_counter()  # the first batch pays for warming up
         else:

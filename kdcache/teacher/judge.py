@@ -12,6 +12,7 @@ from kdcache.codecs import SparseLogits
 from kdcache.config import TeacherConfig
 from kdcache.loader import StreamingLoader
 from kdcache.store import open_store
+from kdcache.teacher.batch import run_batch
 from kdcache.teacher.frozen import load_teacher
 from kdcache.teacher.planning import input_spec_of
 
@@ -38,10 +39,11 @@ def judge(config: TeacherConfig, weights: Path | None, store: Path, eval_store: 
     predictions: list[int] = []
     with open_store(eval_store) as reader:
         for batch in StreamingLoader(reader, config.batch_size, shuffle=False, fields=["input", "label"]):
-            inputs, label = batch["input"], batch["label"]
+            inputs, label, ids = batch["input"], batch["label"], batch["id"]
             assert isinstance(inputs, Tensor)
             assert isinstance(label, Tensor)
-            guess = teacher(inputs)["logits"].argmax(1).cpu()
+            assert isinstance(ids, Tensor)
+            guess = run_batch(teacher, inputs, ids.numpy())["logits"].argmax(1).cpu()
             predictions += guess.tolist()
             labelled += int((label >= 0).sum())
             right += int((guess == label).sum())

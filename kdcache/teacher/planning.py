@@ -15,10 +15,12 @@ from torch import Tensor
 from kdcache.arrays import Array
 from kdcache.codecs import CODECS
 from kdcache.config import FieldConfig, Recipe
-from kdcache.errors import UsageError
+from kdcache.errors import StoreMismatch, UsageError
 from kdcache.models import InputSpec
 from kdcache.sources import Source
 from kdcache.store import Plan, StoredField, plain_field, read_plan
+from kdcache.store.guard import safe
+from kdcache.teacher.batch import run_batch
 from kdcache.teacher.frozen import FrozenTeacher
 
 __all__ = ["fit_tables", "input_spec_of", "inputs_plan", "tables_on", "teacher_plan"]
@@ -56,8 +58,12 @@ def inputs_plan(recipe: Recipe, source: Source, like: Path | None = None) -> Pla
         container={"format": recipe.store.format, "compression": recipe.store.compression},
         fields=tuple(plain_field(name, arrays[name]) for name in ("id", "input", "label") if name in arrays),
     )
-    if other and like:
-        other.check_aligned(plan, like, Path(recipe.name))
+    if other and other.alignment != plan.alignment:
+        raise StoreMismatch(
+            f"--like {like}: holds {other.rows} rows of {safe(other.source['name'])} "
+            f"({other.source['fingerprint'][:16]}), this recipe's source is {plan.rows} rows of {source.name} "
+            f"({plan.source['fingerprint'][:16]}); both need the same [source]: files, rows, labelled, seed"
+        )
     return dataclasses.replace(plan, input_statistics=_statistics(source, plan))
 
 
@@ -104,8 +110,8 @@ def _describe(teacher: FrozenTeacher) -> dict[str, Any]:
 
 
 def _teacher_fields(recipe: Recipe, source: Source, teacher: FrozenTeacher) -> tuple[StoredField, ...]:
-    first = source.read(source.ids()[:2])["input"]
-    outputs = teacher(torch.from_numpy(first))
+    first = source.ids()[:2]
+    outputs = run_batch(teacher, torch.from_numpy(source.read(first)["input"]), first)
     logits = outputs["logits"]
     if logits.ndim != 2 or logits.shape[1] != teacher.outputs:
         raise UsageError(
@@ -134,7 +140,8 @@ def fit_tables(plan: Plan, source: Source, teacher: FrozenTeacher) -> Tables:
     ids = source.ids()[plan.permutation()[:_PILOT_ROWS]]
     pieces: dict[str, list[Tensor]] = {f.name: [] for f in wanted}
     for start in range(0, len(ids), plan.batch_rows):
-        outputs = teacher(torch.from_numpy(source.read(ids[start : start + plan.batch_rows])["input"]))
+        batch = ids[start : start + plan.batch_rows]
+        outputs = run_batch(teacher, torch.from_numpy(source.read(batch)["input"]), batch)
         for name, kept in pieces.items():
             kept.append(outputs[name].cpu())
     return {f.name: dict(CODECS[f.codec].fit(torch.cat(pieces[f.name]), f.configuration)) for f in wanted}

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.codecs import CODECS, fidelity
-from kdcache.errors import Interrupted, KdcacheError, TeacherError
+from kdcache.errors import Interrupted
 from kdcache.interrupt import StopFlag
 from kdcache.sources import Source
 from kdcache.store import Plan, StoredField
-from kdcache.teacher.frozen import FrozenTeacher, NotFinite
+from kdcache.teacher.batch import run_batch
+from kdcache.teacher.frozen import FrozenTeacher
 
 __all__ = ["UnitBuffers", "fill_unit"]
 
@@ -56,7 +57,7 @@ def fill_unit(
     measured = _Fidelity(plan) if unit == 0 and teacher else None
     for first, last in _read_ahead(plan, ids, source, columns, stop):
         if teacher:
-            outputs = _outputs(teacher, torch.from_numpy(columns["input"][first:last]), ids[first:last])
+            outputs = run_batch(teacher, torch.from_numpy(columns["input"][first:last]), ids[first:last])
             for field in plan.fields:
                 if field.name in outputs:
                     encoded = _encode(field, outputs[field.name], tables[field.name], columns, first, last)
@@ -110,30 +111,6 @@ def _read_ahead(
     finally:
         given_up.set()
         thread.join()
-
-
-def _outputs(teacher: FrozenTeacher, inputs: Tensor, ids: NDArray[np.int64]) -> dict[str, Tensor]:
-    """The teacher's outputs for one batch; halved when memory runs out, bisected to the sample when it raises."""
-    try:
-        return teacher(inputs)
-    except NotFinite as error:
-        named = [int(ids[row]) for row in error.rows[:8]]
-        raise TeacherError(
-            f"teacher {teacher.config.model}: NaN or infinity for {len(error.rows)} samples of a batch, ids {named}, "
-            'also in fp32; look at these samples, or set teacher.precision = "fp32"'
-        ) from None
-    except KdcacheError:
-        raise
-    except Exception as error:
-        if len(ids) == 1:
-            raise TeacherError(
-                f"teacher {teacher.config.model}: raised {type(error).__name__} for sample {int(ids[0])}: {error}"
-            ) from error
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-    half = len(ids) // 2
-    parts = [_outputs(teacher, inputs[:half], ids[:half]), _outputs(teacher, inputs[half:], ids[half:])]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _encode(

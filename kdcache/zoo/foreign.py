@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcache.errors import MissingExtra, UsageError
-from kdcache.zoo.near_misses import near_misses
+from kdcache.near_misses import near_misses
 
 __all__ = ["from_factory", "from_hf", "from_timm"]
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from kdcache.arrays import Array
 from kdcache.errors import UsageError
+from kdcache.near_misses import near_misses
 from kdcache.zoo import ZOO
 from kdcache.zoo.foreign import call, from_factory, from_hf, from_timm
-from kdcache.zoo.near_misses import near_misses
 
 __all__ = ["build_model"]
 

@@ -36,7 +36,7 @@ from kdcache.loader import StreamingLoader
 from kdcache.store import Plan, StoredField, StoreReader, StoreWriter, open_store, plain_field
 
 BATCH = 256
-CASES = {
+CASES: dict[str, tuple[int, tuple[int, ...], int, str, dict[str, object]]] = {
     "c": (50_000, (3, 32, 32), 100, "dense", {"dtype": "float16"}),
     "f": (60_000, (28, 28), 10, "topk", {"k": 4}),
 }
@@ -100,7 +100,7 @@ def contenders(store: StoreReader) -> dict[str, Callable[[], None]]:
     warm = StreamingLoader(store, BATCH)
     drain(warm)
     small = StreamingLoader(store, BATCH, lanes=8, memory_budget=bytes_in_all // 2)
-    order = list(torch.from_numpy(warm.order(1)[:]).split(BATCH))
+    order = torch.split(torch.from_numpy(warm.order(1)[:]), BATCH)
     copies = [torch.empty_like(values).fill_(0) for values in tensors]
 
     def first() -> None:
@@ -154,34 +154,14 @@ def main() -> None:
                 width = sum(array.width for array in store.columns.values())
                 medians = measure(store, options.repeats)
             for name, median in medians.items():
-                row = {
-                    "case": case,
-                    "format": container,
-                    "name": name,
-                    "samples_per_s": rows / median,
-                    "gb_per_s": rows * width / median / 1e9,
-                    "ratio": medians["index_select"] / median,
-                }
-                results.append(row)
-                print(
-                    f"{case:5}{container:9}{name:15}{row['samples_per_s'] / 1e6:12.2f}{row['gb_per_s']:8.2f}"
-                    f"{row['ratio']:8.2f}"
-                )
+                rate, ratio = rows / median, medians["index_select"] / median
+                found = {"samples_per_s": rate, "gb_per_s": rate * width / 1e9, "ratio": ratio}
+                results.append({"case": case, "format": container, "name": name, **found})
+                print(f"{case:5}{container:9}{name:15}{rate / 1e6:12.2f}{rate * width / 1e9:8.2f}{ratio:8.2f}")
     if options.json:
-        options.json.write_text(
-            json.dumps(
-                {
-                    "torch": torch.__version__,
-                    "numpy": np.__version__,
-                    "python": sys.version.split()[0],
-                    "threads": options.threads,
-                    "repeats": options.repeats,
-                    "results": results,
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+        versions = {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
+        report = {**versions, "threads": options.threads, "repeats": options.repeats, "results": results}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_too_large_for_float16_is_held_finite() -> None:
     ({"k": True}, "k = True"),
     ({}, "k = None"),
     ({"k": 2, "dtype": "bfloat16"}, "float16 or float32"),
-    ({"k": 2, "bytes": 3}, "takes k, dtype, not 'bytes'"),
+    ({"k": 2, "bytes": 3}, "does not take 'bytes'; known: dtype, k"),
 ])
 def test_bad_configurations(configuration: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):

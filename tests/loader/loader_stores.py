@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.arrays import Array
-from kdcache.codecs import CODECS
+from kdcache.codecs import CODECS, SparseLogits
 from kdcache.store import Plan, StoredField, StoreReader, StoreWriter, open_store, plain_field
 
 CLASSES = 10
@@ -19,6 +19,13 @@ CLASSES = 10
 def logits_of(rows: int, seed: int = 0) -> torch.Tensor:
     """Teacher logits, float32 [N, C]."""
     return torch.randn(rows, CLASSES, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def tensor(batch: Mapping[str, torch.Tensor | SparseLogits], name: str) -> torch.Tensor:
+    """A field of a batch that is no sparse one."""
+    value = batch[name]
+    assert isinstance(value, torch.Tensor)
+    return value
 
 
 def samples(rows: int) -> dict[str, NDArray[np.generic]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loader_stores import write_store
+from loader_stores import tensor, write_store
 from numpy.typing import NDArray
 
 from kdcache.errors import StorageError
@@ -64,7 +64,7 @@ def test_a_stalled_disk_is_an_error_within_the_deadline(path: Path) -> None:
 
     def drain() -> None:
         for batch in loader:
-            found.extend(batch["id"].tolist())  # type: ignore[union-attr]
+            found.extend(tensor(batch, "id").tolist())
             taken.append(time.monotonic())
 
     with pytest.raises(StorageError, match=f"{path}: block [0-9]+, .*: not read within 0.5 s"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loader_stores import write_store
+from loader_stores import tensor, write_store
 from numpy.typing import NDArray
 
 from kdcache.errors import CheckpointError, StoreMismatch, UsageError
@@ -32,7 +32,7 @@ def take(loader: StreamingLoader, batches: int) -> list[int]:
     found: list[int] = []
     while batches:
         for batch in loader:
-            found += [int(i) for i in batch["id"]]
+            found += [int(i) for i in tensor(batch, "id")]
             batches -= 1
             if not batches:
                 break
@@ -84,7 +84,7 @@ def test_five_resumes_with_other_batches_and_ranks_go_on_exactly(store: StoreRea
 
 def take_one(loader: StreamingLoader) -> list[int] | None:
     batch = next(iter(loader), None)
-    return None if batch is None else [int(i) for i in batch["id"]]
+    return None if batch is None else [int(i) for i in tensor(batch, "id")]
 
 
 def test_an_interrupted_run_equals_one_that_was_not_over_epoch_ends(store: StoreReader) -> None:

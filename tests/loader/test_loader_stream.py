@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from loader_stores import CLASSES, logits_of, samples, write_store
+from loader_stores import CLASSES, logits_of, samples, tensor, write_store
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -40,12 +41,12 @@ def same(a: Mapping[str, Tensor | SparseLogits], b: Mapping[str, Tensor | Sparse
 
 
 def ids(batches: list[Batch]) -> list[int]:
-    return [int(i) for batch in batches for i in batch["id"]]
+    return [int(i) for batch in batches for i in tensor(batch, "id")]
 
 
 def interleaved(shares: list[Batch], name: str) -> list[Tensor]:
     """The global batch from the ranks' shares."""
-    count = sum(len(share["id"]) for share in shares)
+    count = sum(len(tensor(share, "id")) for share in shares)
     whole = []
     for parts in zip(*(flat(share[name]) for share in shares), strict=True):
         rows = parts[0].new_empty(count, *parts[0].shape[1:])
@@ -61,13 +62,13 @@ def test_batches_hold_the_rows_of_the_order(store: StoreReader) -> None:
     for epoch in range(2):
         order = loader.order(epoch)
         batches = list(loader)
-        assert [len(batch["id"]) for batch in batches] == [96] * 10 + [40]
+        assert [len(tensor(batch, "id")) for batch in batches] == [96] * 10 + [40]
         assert len(loader) == 11
         assert loader.epoch == epoch + 1
         for number, batch in enumerate(batches):
             rows = order[number * 96 : (number + 1) * 96]
             for name in ("id", "label", "input"):
-                assert torch.equal(batch[name], torch.from_numpy(data[name][rows]))
+                assert torch.equal(tensor(batch, name), torch.from_numpy(data[name][rows]))
             sparse = batch["logits"]
             assert isinstance(sparse, SparseLogits)
             assert torch.equal(sparse.indices, logits[rows].topk(4).indices)
@@ -90,7 +91,7 @@ def test_dense_logits_come_in_the_dtype_of_the_field(tmp_path: Path, codec: str)
         (batch,) = StreamingLoader(dense, 100, shuffle=False)
     stored = torch.float16 if codec == "dense" else torch.bfloat16
     expected = logits_of(100).to(stored)
-    assert torch.equal(batch["logits"], expected.float() if codec == "dense" else expected)  # type: ignore[arg-type]
+    assert torch.equal(tensor(batch, "logits"), expected.float() if codec == "dense" else expected)
 
 
 @pytest.mark.parametrize("world", [2, 3, 5, 8])
@@ -111,9 +112,15 @@ def test_ranks_together_are_the_one_process(store: StoreReader, world: int, budg
 def test_batch_size_threads_and_memory_do_not_change_the_rows(store: StoreReader) -> None:
     expected = ids(list(StreamingLoader(store, 64)))
     tight = 65 * 16 * 66
-    for options in ({"threads": 1}, {"threads": 4}, {"memory_budget": tight}, {"memory_budget": tight * 5 // 4}):
+    choices: tuple[dict[str, Any], ...] = (
+        {"threads": 1},
+        {"threads": 4},
+        {"memory_budget": tight},
+        {"memory_budget": tight * 5 // 4},
+    )
+    for options in choices:
         for batch_size in (1, 7, 64, 500, 5000):
-            loader = StreamingLoader(store, batch_size, **options)  # type: ignore[arg-type]
+            loader = StreamingLoader(store, batch_size, **options)
             assert ids(list(loader)) == expected
 
 
@@ -125,7 +132,7 @@ def test_memory_stays_within_the_budget(store: StoreReader) -> None:
     for epoch in range(2):
         rows = loader.order(epoch)[:]
         batches = list(loader)
-        assert np.concatenate([batch["input"] for batch in batches]).tolist() == data["input"][rows].tolist()  # type: ignore[arg-type]
+        assert np.concatenate([tensor(batch, "input") for batch in batches]).tolist() == data["input"][rows].tolist()
     stats = loader.stats()
     assert stats["pool_blocks"] == 11
     assert stats["pool_bytes"] <= budget < store.rows * width
@@ -167,7 +174,7 @@ def test_the_remainder_is_dropped_or_shared(store: StoreReader) -> None:
     dropped = StreamingLoader(store, 96, remainder="drop")
     assert len(dropped) == len(list(dropped)) == 10
     assert len(set(ids(list(dropped)))) == 960
-    shares = [[len(b["id"]) for b in StreamingLoader(store, 96, world_size=3, rank=rank)] for rank in range(3)]
+    shares = [[len(tensor(b, "id")) for b in StreamingLoader(store, 96, world_size=3, rank=rank)] for rank in range(3)]
     assert [share[-1] for share in shares] == [14, 13, 13]
     with pytest.raises(UsageError, match="last batch has 1 rows, too few for 3 ranks"):
         StreamingLoader(store, 333, world_size=3)
@@ -178,9 +185,10 @@ def test_the_remainder_is_dropped_or_shared(store: StoreReader) -> None:
 def test_aligned_stores_are_zipped(tmp_path: Path, store: StoreReader) -> None:
     second = write_store(tmp_path / "second", ROWS, codec="dense", logits="second", plain=False, container="hdf5")
     for batch in StreamingLoader([second, store.path], 100, fields=["second", "input", "logits"]):
-        rows = (batch["id"] - 7) // 3  # type: ignore[operator]
-        assert torch.equal(batch["second"], logits_of(ROWS).half().float()[rows])  # type: ignore[arg-type]
-        assert torch.equal(batch["input"], torch.from_numpy(samples(ROWS)["input"])[rows])  # type: ignore[arg-type]
+        rows = (tensor(batch, "id") - 7) // 3
+        assert torch.equal(tensor(batch, "second"), logits_of(ROWS).half().float()[rows])
+        assert torch.equal(tensor(batch, "input"), torch.from_numpy(samples(ROWS)["input"])[rows])
+        assert isinstance(batch["logits"], SparseLogits)
         assert len(batch["logits"]) == len(rows)
     other = write_store(tmp_path / "other", ROWS, block_rows=32)
     with pytest.raises(StoreMismatch, match="not aligned") as caught:
@@ -215,8 +223,8 @@ def test_a_damaged_block_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 def test_values_that_cannot_be_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(values: Tensor, *rest: object) -> dict[str, Tensor]:
-        return {**encode(values, *rest), "indices": torch.full((len(values), 4), CLASSES, dtype=torch.uint8)}  # type: ignore[arg-type]
+    def wrong(values: Tensor, *rest: Any) -> dict[str, Tensor]:
+        return {**encode(values, *rest), "indices": torch.full((len(values), 4), CLASSES, dtype=torch.uint8)}
 
     encode = CODECS["topk"].encode
     monkeypatch.setattr(CODECS["topk"], "encode", wrong)
@@ -237,9 +245,9 @@ def test_values_that_cannot_be_are_an_error(tmp_path: Path, monkeypatch: pytest.
         ({"lanes": 0}, "lanes = 0"),
     ],
 )
-def test_bad_options_are_refused(store: StoreReader, options: dict[str, object], message: str) -> None:
+def test_bad_options_are_refused(store: StoreReader, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        StreamingLoader(store, **{"batch_size": 64, **options})  # type: ignore[arg-type]
+        StreamingLoader(store, **{"batch_size": 64, **options})
 
 
 def test_no_store_and_a_closed_loader_are_refused(store: StoreReader) -> None:

@@ -64,7 +64,7 @@ class ContainerContract:
             for unit, path in enumerate(shards(store)):
                 first, last = plan.unit_range(unit)
                 columns, raw = unit_columns(plan, unit), path.read_bytes()
-                shard = self.container.Shard(path, plan.columns, last - first, plan.block_rows)
+                shard = self.container.Shard(path, plan.columns, last - first, plan.block_rows, self.compression)
                 for block in range(plan.unit_blocks(unit)):
                     for name in plan.columns:
                         rows = slice(block * plan.block_rows, (block + 1) * plan.block_rows)
@@ -93,7 +93,7 @@ class ContainerContract:
         with write_example(tmp_path / "s", plan) as store:
             for unit, path in enumerate(shards(store)):
                 first, last = plan.unit_range(unit)
-                shard = self.container.Shard(path, plan.columns, last - first, plan.block_rows)
+                shard = self.container.Shard(path, plan.columns, last - first, plan.block_rows, self.compression)
                 digests = unit_digests(unit_columns(plan, unit), plan.block_rows)
                 header = {"plan": plan.digest, "unit": unit, "rows": last - first, "digests": digests}
                 assert shard.header == header
@@ -129,7 +129,7 @@ class ContainerContract:
         ):
             if block_rows:
                 with pytest.raises(StoreDamaged):
-                    self.container.Shard(path, columns, rows, block_rows)
+                    self.container.Shard(path, columns, rows, block_rows, self.compression)
 
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
     @given(
@@ -146,7 +146,7 @@ class ContainerContract:
         columns = {name: values_of(array, rows, seed + i) for i, (name, array) in enumerate(schema.items())}
         file = path / "shard"
         file.write_bytes(self.container.encode(columns, schema, block_rows, self.compression, b'{"a":1}\n'))
-        shard = self.container.Shard(file, schema, rows, block_rows)
+        shard = self.container.Shard(file, schema, rows, block_rows, self.compression)
         for name in schema:
             for block, start in enumerate(range(0, rows, block_rows)):
                 expected = np.ascontiguousarray(columns[name][start : start + block_rows])

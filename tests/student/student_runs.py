@@ -18,6 +18,7 @@ from kdcache.student import FitResult, fit
 KD = [ObjectiveConfig(name="kd", weight=0.9, temperature=2.0), ObjectiveConfig(name="ce", weight=0.1)]
 CE = [ObjectiveConfig(name="ce")]
 HINT = [*KD, ObjectiveConfig(name="hint", field="features.hidden", tap="0", weight=0.5)]
+MLP_HINT = [*KD, ObjectiveConfig(name="hint", field="features.hidden", tap="layers.0")]
 
 
 def dropout_net(input_shape: tuple[int, ...], num_classes: int, hidden: int = 24) -> nn.Module:
@@ -34,7 +35,7 @@ def eleven_outputs(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 def small(store: Path, out: Path, **change: Any) -> FitResult:
     """A few steps of an MLP with kd and ce; `change` are keys of [train], or of `fit`."""
     options = {key: change.pop(key) for key in list(change) if key == "steps" or key not in TrainConfig.model_fields}
-    train = TrainConfig.model_validate({"epochs": 3, "batch_size": 64, "checkpoint_seconds": 0.0} | change)
+    train = TrainConfig.model_validate({"epochs": 3, "batch_size": 64, "checkpoint_seconds": 30.0} | change)
     options = {"objective": KD, "seed": 0, "identity": {}, "model": "zoo:mlp", "args": {"hidden": [32]}} | options
     return fit(options.pop("model"), options.pop("args"), [store], out, train=train, **options)
 
@@ -47,7 +48,7 @@ def augmented(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:
 
 def with_hint(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:
     """Dropout, batch norm, an adapter, momentum, clipping, accumulation; float inputs, width and batch size odd."""
-    return small(store, out, epochs=30, batch_size=33, model="student_runs:dropout_net", args={}, objective=HINT,
+    return small(store, out, epochs=20, batch_size=33, model="student_runs:dropout_net", args={}, objective=HINT,
                  optimizer="sgd", lr=0.02, clip_norm=1.0, accumulate=2, schedule="one_cycle",
                  checkpoint_seconds=checkpoint_seconds)
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from student_runs import CE, HINT, KD, begin, small
+from student_runs import CE, HINT, KD, MLP_HINT, begin, small
 from student_stores import DIGITS_MEAN, DIGITS_STD, digits, write_store
 
-from kdcache.config import EarlyStopping, ObjectiveConfig, TrainConfig
+from kdcache.config import EarlyStopping, TrainConfig
 from kdcache.errors import CheckpointError, DataError, UsageError
 from kdcache.models import InputSpec, build_model, load_model
 from kdcache.store import open_store
@@ -146,9 +146,9 @@ def test_early_stopping_ends_the_fit_and_restores_the_best_weights(digits_store:
 
 
 def test_accumulated_micro_batches_give_the_step_of_the_whole_batch(plain_store: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"batch_size": 50, "optimizer": "sgd", "lr": 0.05, "objective": HINT, "clip_norm": 1.0,
-                               "args": {"hidden": [24]}, "epochs": 2}
-    options["objective"] = [*KD, ObjectiveConfig(name="hint", field="features.hidden", tap="layers.0")]
+    options: dict[str, Any] = {"batch_size": 50, "optimizer": "sgd", "lr": 0.05, "objective": MLP_HINT,
+                               "clip_norm": 1.0, "args": {"hidden": [24]}, "epochs": 2}
+
     whole = small(plain_store, tmp_path / "whole", **options)
     parts = small(plain_store, tmp_path / "parts", accumulate=4, **options)
     assert whole.steps == parts.steps == 20

@@ -53,7 +53,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
         name: str, seconds: float, stores: dict[str, Path], tmp_path: Path) -> None:
     RUNS[name](stores[name], tmp_path / "whole", 30.0)
     out, chance, killed = tmp_path / "killed", random.Random(name), 0
-    for _ in range(3):
+    for _ in range(2):
         process = begin(name, stores[name], out, seconds)
         wait_for(process, out, newest(out))
         time.sleep(chance.uniform(0, 0.25))
@@ -61,16 +61,15 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
         process.join()
         killed += process.exitcode == -signal.SIGKILL
     assert killed >= 1
-    assert (out / "result.json").exists() is (killed < 3)
+    assert (out / "result.json").exists() is (killed < 2)
     final = begin(name, stores[name], out, 30.0)
     final.join()
     assert final.exitcode == 0
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert read_metrics(out) == read_metrics(tmp_path / "whole")
-    last = [f"checkpoints/step-{newest(out):08d}/{part}.safetensors" for part in ("model", "optimizer")]
-    last += [str(path.relative_to(out)) for path in out.glob("checkpoints/*/adapters.safetensors")][-1:]
-    for part in last:
-        assert (out / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
+    last = out / f"checkpoints/step-{newest(out):08d}"
+    for part in last.glob("*.safetensors"):
+        assert part.read_bytes() == (tmp_path / "whole" / "checkpoints" / last.name / part.name).read_bytes()
     ours, theirs = (json.loads((folder / "result.json").read_bytes()) for folder in (out, tmp_path / "whole"))
     for key in ("seconds", "samples_per_second"):
         del ours[key], theirs[key]

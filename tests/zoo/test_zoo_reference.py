@@ -14,7 +14,7 @@ from kdcache.arrays import Array
 from kdcache.errors import MissingExtra, UsageError
 from kdcache.models import build_model
 from kdcache.zoo import ZOO
-from kdcache.zoo.near_misses import near_misses
+from kdcache.near_misses import near_misses
 
 GREY = Array("uint8", (8, 8))
 COLOUR = Array("uint8", (3, 32, 32))
