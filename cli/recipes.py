@@ -33,13 +33,20 @@ def find_recipe(name: str) -> Path:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+@click.option("--keys", is_flag=True, help="List every key that a recipe may have.")
 @click.argument("name", required=False)
-def recipes(name: str | None, as_json: bool) -> None:
+def recipes(name: str | None, keys: bool, as_json: bool) -> None:
     """List the installed recipes, or print one to start your own from.
 
     \b
     Example: kdcache recipes fashion-mnist-few-labels > mine.toml
     """
+    if keys:
+        from .reference import key_reference
+
+        for line in key_reference():
+            click.echo(line)
+        return
     if name:
         click.echo(find_recipe(name).read_text(), nl=False)
         return

@@ -1,4 +1,4 @@
-"""The recipe's tables as checked values. What a key means is said here, once; `docs/recipe.md` is made from it."""
+"""The recipe's tables as checked values. What a key means is said here, once; `kdcache recipes --keys` prints it."""
 
 from __future__ import annotations
 

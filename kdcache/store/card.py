@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from kdcache.files import replace_bytes
+from kdcache.files import disk_errors, replace, write_temporary
 from kdcache.store.guard import safe
 from kdcache.store.manifest import Manifest
 from kdcache.store.plan import Plan
@@ -19,7 +20,7 @@ _READ = """\
 """
 
 
-def write_card(store: Path, plan: Plan, manifest: Manifest) -> None:
+def write_card(store: Path, plan: Plan, manifest: Manifest, scratch: Path) -> None:
     """Write the card, unless somebody has already put a README.md there (it may be edited by hand)."""
     path = store / "README.md"
     if path.exists():
@@ -40,4 +41,5 @@ Digest of the store (SHA-256 of manifest.json): `{manifest.digest}`.
 Check it with `kdcache verify {store.name}`. The layout is described in FORMAT.md of kdcache; a Parquet shard is read by
 any Parquet tool, each column's dtype and shape standing in its field metadata.
 """
-    replace_bytes(path, text.encode())
+    with disk_errors(path), contextlib.suppress(FileNotFoundError):  # whoever swept `scratch` has written the card
+        replace(write_temporary(scratch, text.encode()), path)

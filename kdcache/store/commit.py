@@ -21,6 +21,7 @@ from kdcache.errors import StoreDamaged, UsageError
 from kdcache.files import create_only, create_text, disk_errors, remove, replace, sync_folder, write_temporary
 from kdcache.fingerprint import canonical, sha256
 from kdcache.store import hdf5, parquet
+from kdcache.store.card import write_card
 from kdcache.store.digest import unit_digests
 from kdcache.store.manifest import (
     MANIFEST,
@@ -117,7 +118,7 @@ def commit_unit(
 
 
 def finish(store: Path, plan: Plan) -> Manifest | None:
-    """Publish the manifest if every unit is committed; None if some are still missing."""
+    """Publish the manifest and the card if every unit is committed; None if some are still missing."""
     if (manifest := read_manifest(store, plan)) is None:
         records = [record for unit in range(plan.units) if (record := read_record(store, unit)) is not None]
         if len(records) < plan.units:
@@ -125,6 +126,7 @@ def finish(store: Path, plan: Plan) -> Manifest | None:
         manifest = manifest_of(plan, records)
         _check_present(store, plan, manifest)
         create_text(store / MANIFEST, manifest.bytes, store / _SCRATCH)
+    write_card(store, plan, manifest, store / _SCRATCH)
     _sweep(store, plan, manifest)
     return manifest
 

@@ -40,7 +40,7 @@ def encode(
             if compression == "deflate":
                 packed = {"chunks": (min(block_rows, len(values)), *array.shape), "compression": 1, "shuffle": True}
             dataset = file.create_dataset(name, data=values, track_times=False, **packed)
-            dataset.attrs["dtype"] = array.dtype  # bfloat16 is carried as uint16
+            dataset.attrs["dtype"] = np.bytes_(array.dtype)  # bfloat16 is carried as uint16
         file.create_dataset(_HEADER, data=np.frombuffer(header, np.uint8), track_times=False)
         file.flush()
         return memoryview(file.id.get_file_image())
@@ -89,7 +89,7 @@ class Shard:
                 if chunked or dataset.dtype != np.uint8 or dataset.rank != 1 or dataset.shape[0] > _HEADER_LIMIT:
                     raise StoreDamaged(f"its header has dtype {dataset.dtype} and shape {dataset.shape}")
             elif chunked != self._compressed:
-                raise StoreDamaged(f"column {name} is {'' if chunked else 'not '}in chunks, which the plan says otherwise")
+                raise StoreDamaged(f"column {name} is {'chunked' if chunked else 'contiguous'}, the plan says otherwise")
             elif chunked and layout.get_chunk() != (min(self._block_rows, rows), *schema[name].shape):
                 raise StoreDamaged(f"column {name} has chunks of {layout.get_chunk()}, which are not its blocks")
             elif dataset.dtype != schema[name].numpy or dataset.shape != (rows, *schema[name].shape):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -56,12 +57,13 @@ def verify(path: Path, deep: bool = False, progress: Callable[[int, int], None] 
         for field in plan.tables:
             store.table(field)
         if deep:
-            per_unit = plan.unit_rows // plan.block_rows
-            for block, rows in enumerate(np.diff(store.block_starts)):
-                for column, array in store.columns.items():
-                    store.read_block(block, column, np.empty(int(rows) * array.width, np.uint8))
-                if progress and (block + 1) % per_unit == 0:
-                    done += records[block // per_unit].bytes
+            sizes = iter(enumerate(np.diff(store.block_starts)))
+            for record in records:
+                for block, rows in itertools.islice(sizes, plan.unit_blocks(record.unit)):
+                    for column, array in store.columns.items():
+                        store.read_block(block, column, np.empty(int(rows) * array.width, np.uint8))
+                done += record.bytes
+                if progress:
                     progress(done, total)
     return {
         "store": str(path),

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from kdcache.fingerprint import sha256
 from kdcache.store import commit
-from kdcache.store.card import write_card
 from kdcache.store.manifest import Manifest, Record
 from kdcache.store.plan import Plan
 from kdcache.store.tables import Table, pack_table, read_table
@@ -60,8 +59,5 @@ class StoreWriter:
         return commit.commit_unit(self.path, self.plan, unit, columns, facts)
 
     def finish(self) -> Manifest | None:
-        """Publish the manifest and the card if every unit is committed."""
-        manifest = commit.finish(self.path, self.plan)
-        if manifest is not None:
-            write_card(self.path, self.plan, manifest)
-        return manifest
+        """Publish the manifest and the card if every unit is committed; None if some are still missing."""
+        return commit.finish(self.path, self.plan)

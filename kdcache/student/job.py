@@ -13,6 +13,7 @@ from kdcache.fingerprint import canonical
 from kdcache.models import InputSpec
 from kdcache.objectives import Objective, compose
 from kdcache.student.data import Data
+from kdcache.student.metrics import Metrics
 from kdcache.student.rows import Rows, choose_rows, evaluation_interval, planned_steps, steps_per_epoch
 
 __all__ = ["Job", "plan_job"]
@@ -46,6 +47,11 @@ class Job:
     def batch_rows(self, step: int) -> int:
         """Rows of the global batch of the 0-based `step`: the batch size, or what is left at an epoch's end."""
         return min(self.train.batch_size, self.trained_rows - step % self.epoch_steps * self.train.batch_size)
+
+    def record(self, metrics: Metrics | None, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Add a row of metrics, in the process that writes them; its epoch counts looks at the held-out rows."""
+        if metrics is not None:
+            metrics.write(step, -(-step // self.evaluate_every), split, values)
 
     @property
     def cure(self) -> str:

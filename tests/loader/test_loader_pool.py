@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loader_stores import tensor, write_store
+from loader_stores import WIDTH, tensor, write_store
 from numpy.typing import NDArray
 
 from kdcache.errors import StorageError
@@ -19,7 +19,7 @@ from kdcache.loader import StreamingLoader
 from kdcache.store import StoreReader
 
 ROWS = 640
-TIGHT = 9 * 16 * 66
+TIGHT = 9 * 16 * WIDTH
 
 
 class Stalling(StoreReader):
@@ -93,7 +93,7 @@ def test_a_readers_error_comes_out_as_itself(path: Path) -> None:
 
 
 def test_a_stopped_consumer_stops_the_reading(path: Path) -> None:
-    loader = StreamingLoader(path, 16, lanes=4, memory_budget=6 * 16 * 66)
+    loader = StreamingLoader(path, 16, lanes=4, memory_budget=6 * 16 * WIDTH)
     batches = iter(loader)
     next(batches)
     time.sleep(0.2)
@@ -123,16 +123,21 @@ def test_break_and_garbage_leave_no_thread(path: Path) -> None:
 @pytest.mark.parametrize("ending", ["pass", "raise KeyError('a bug')"])
 def test_the_interpreter_exits_at_once_while_threads_wait_and_read(path: Path, ending: str) -> None:
     script = f"""
-import pathlib, sys, time
+import pathlib, sys, threading, time
 sys.path[:0] = {sys.path!r}
 from test_loader_pool import Stalling, TIGHT
+from kdcache.errors import StorageError
 from kdcache.loader import StreamingLoader
 store = Stalling(pathlib.Path({str(path)!r}))
-store.good = 200
 waiting = iter(StreamingLoader(store.path, 16, lanes=8, memory_budget=TIGHT)); next(waiting)
-reading = iter(StreamingLoader(store, 16, lanes=8, memory_budget=TIGHT)); next(reading)
+reading = iter(StreamingLoader(store, 16, lanes=8, memory_budget=TIGHT, timeout=0.3)); next(reading)
 store.good = 0
-next(reading); next(reading)
+try:
+    list(reading)
+except StorageError:
+    assert any(t.name.startswith("kdcache-read") for t in threading.enumerate())
+else:
+    raise AssertionError("the disk did not stall")
 print("end", time.time(), flush=True)
 {ending}
 """

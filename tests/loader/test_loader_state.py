@@ -51,7 +51,7 @@ def test_five_resumes_with_other_batches_and_ranks_go_on_exactly(store: StoreRea
     for _ in range(6):
         world, share = data.draw(st.sampled_from((1, 2, 4))), data.draw(st.integers(1, 30))
         steps = data.draw(st.integers(0, 12))
-        threads, budget = data.draw(st.integers(1, 3)), data.draw(st.sampled_from((1 << 30, 20 * 16 * 66)))
+        threads, budget = data.draw(st.integers(1, 3)), data.draw(st.sampled_from((1 << 30, 13 * 16 * 8)))
         ranks = []
         for rank in range(world):
             loader = StreamingLoader(

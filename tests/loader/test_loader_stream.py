@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loader_stores import CLASSES, logits_of, samples, tensor, write_store
+from loader_stores import CLASSES, WIDTH, logits_of, samples, tensor, write_store
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -95,11 +95,11 @@ def test_dense_logits_come_in_the_dtype_of_the_field(tmp_path: Path, codec: str)
 
 
 @pytest.mark.parametrize("world", [2, 3, 5, 8])
-@pytest.mark.parametrize("budget", [1 << 30, 45 * 16 * 66])
+@pytest.mark.parametrize("budget", [1 << 30, 41 * 16 * WIDTH])
 def test_ranks_together_are_the_one_process(store: StoreReader, world: int, budget: int) -> None:
-    alone = list(StreamingLoader(store, 120, lanes=40))
+    alone = list(StreamingLoader(store, 240, lanes=40))
     ranks = [
-        list(StreamingLoader(store, 120, lanes=40, world_size=world, rank=rank, memory_budget=budget))
+        list(StreamingLoader(store, 240, lanes=40, world_size=world, rank=rank, memory_budget=budget))
         for rank in range(world)
     ]
     assert {len(batches) for batches in ranks} == {len(alone)}
@@ -110,8 +110,8 @@ def test_ranks_together_are_the_one_process(store: StoreReader, world: int, budg
 
 
 def test_batch_size_threads_and_memory_do_not_change_the_rows(store: StoreReader) -> None:
-    expected = ids(list(StreamingLoader(store, 64)))
-    tight = 65 * 16 * 66
+    expected = ids(list(StreamingLoader(store, 64, lanes=20)))
+    tight = 21 * 16 * WIDTH
     choices: tuple[dict[str, Any], ...] = (
         {"threads": 1},
         {"threads": 4},
@@ -120,12 +120,13 @@ def test_batch_size_threads_and_memory_do_not_change_the_rows(store: StoreReader
     )
     for options in choices:
         for batch_size in (1, 7, 64, 500, 5000):
-            loader = StreamingLoader(store, batch_size, **options)
+            loader = StreamingLoader(store, batch_size, lanes=20, **options)
             assert ids(list(loader)) == expected
 
 
 def test_memory_stays_within_the_budget(store: StoreReader) -> None:
     width = sum(array.width for array in store.columns.values())
+    assert width == WIDTH
     budget = 11 * 16 * width + 5
     loader = StreamingLoader(store, 200, lanes=10, memory_budget=budget)
     data = samples(ROWS)

@@ -103,7 +103,7 @@ def test_a_part_of_cifar_will_do_and_plain_goes_before_packed(elsewhere: Path) -
 
 @pytest.mark.parametrize(("table", "said"), [
     ({"dataset": "fashon-mnist"}, "did you mean 'fashion-mnist'"),
-    ({"dataset": "imagenet"}, "known are digits, fashion-mnist, cifar-10, cifar-100"),
+    ({"dataset": "imagenet"}, "known: cifar-10, cifar-100, digits, fashion-mnist"),
     ({"dataset": "cifar-10", "split": "val"}, "cifar-10 has train, test"),
     ({"dataset": "fashion-mnist", "label": "coarse"}, "fashion-mnist has one label per image"),
     ({"dataset": "cifar-10", "images": "x"}, "`images` is not for dataset, which takes label, split"),

@@ -189,7 +189,7 @@ class HDF5Contract(ContainerContract):
 
     def plain(self, path: Path, arrays: dict[str, Array]) -> dict[str, np.ndarray[Any, Any]]:
         with h5py.File(path) as file:
-            assert all(file[name].attrs["dtype"] == array.dtype for name, array in arrays.items())
+            assert all(file[name].attrs["dtype"].decode() == array.dtype for name, array in arrays.items())
             return {name: file[name][...] for name in arrays}
 
 

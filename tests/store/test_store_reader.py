@@ -264,7 +264,7 @@ def test_an_unfinished_store_is_described_and_checked_as_far_as_it_goes(tmp_path
     assert facts["digest"] is None
     assert facts["bytes"] == shard_files(path)[0].stat().st_size
     for action in (open_store, verify):
-        with pytest.raises(StoreUnfinished, match="1 .*of 3 units"):
+        with pytest.raises(StoreUnfinished, match="1 .*units of 3|1 of 3 units"):
             action(path)
     put(shard_files(path)[0], shard_files(path)[0].read_bytes()[:-1])
     with pytest.raises(StoreDamaged):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -10,20 +9,20 @@ from typing import Any
 
 from student_runs import MLP_HINT, small
 
+import kdcache.student.loop as loop
 from kdcache.config import EarlyStopping
 
 
 def main(store: Path, out: Path, notes: Path) -> None:
     """Fit into `out`; line t of `notes`/RANK is the ids of the rank's share of global batch t."""
     notes.mkdir(exist_ok=True)
-    loop = importlib.import_module("kdcache.student.fit")  # the package gives this name to the function
     inner = loop._backward
     with (notes / os.environ.get("RANK", "0")).open("w") as file:
         def spied(wrapped: Any, batch: Any, *rest: Any) -> Any:
             file.write(" ".join(map(str, batch["id"].tolist())) + "\n")
             return inner(wrapped, batch, *rest)
 
-        loop.__dict__["_backward"] = spied
+        loop._backward = spied
         small(store, out, epochs=2, batch_size=34, objective=MLP_HINT, args={"hidden": [16]}, optimizer="sgd", lr=0.02,
               early_stopping=EarlyStopping(patience=5), accumulate=2)
 

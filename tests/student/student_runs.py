@@ -64,8 +64,7 @@ RUNS = {"augmented": augmented, "with_hint": with_hint, "in_bf16": in_bf16}
 
 # Forked from a server that has imported the heavy libraries once: a real process each, started in no time.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(
-    ["torch", "accelerate", "safetensors.torch", "tensorboardX", "pydantic", "pyarrow", "h5py", "sklearn.datasets"])
+_PROCESSES.set_forkserver_preload(["kdcache.student.fit", "accelerate", "safetensors.torch", "tensorboardX"])
 
 
 def begin(name: str, store: Path, out: Path, checkpoint_seconds: float) -> BaseProcess:
