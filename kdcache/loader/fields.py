@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from kdcache.codecs import CODECS, SparseLogits
+from kdcache.codecs import CODECS, Codec, SparseLogits
 from kdcache.errors import StoreDamaged, StoreMismatch, UsageError
 from kdcache.loader.pool import Column
+from kdcache.near_misses import near_misses
 from kdcache.store import StoredField, StoreReader
 
 __all__ = ["Decoder", "zip_fields"]
@@ -28,7 +28,9 @@ class Decoder:
                 f"{', '.join(sorted(CODECS))}; install the kdcache that wrote the store"
             )
         self._field, self._device, self._path, self._codec = field, device, reader.path, CODECS[field.codec]
-        self._tables = {name: torch.from_numpy(values).to(device) for name, values in reader.table(field.name).items()}
+        _check_configuration(reader, field, self._codec)
+        self._host_tables = {name: torch.from_numpy(values) for name, values in reader.table(field.name).items()}
+        self._tables = {name: table.to(device) for name, table in self._host_tables.items()}
         self._arrays = {suffix: (getattr(torch, array.dtype), array.shape) for suffix, array in field.columns.items()}
         self.columns = [Column(reader, field.column(suffix), a.width) for suffix, a in field.columns.items()]
         self.width = field.width
@@ -42,11 +44,25 @@ class Decoder:
         field = self._field
         try:
             if self._device.type != "cpu":
-                self._codec.check(stored, field.array, field.configuration, self._tables)
+                self._codec.check(stored, field.array, field.configuration, self._host_tables)
                 stored = {suffix: values.to(self._device, non_blocking=True) for suffix, values in stored.items()}
             return self._codec.decode(stored, field.array, field.configuration, self._tables)
         except StoreDamaged as error:
             raise StoreDamaged(f"{self._path}: field {field.name!r}: {error}") from error
+
+
+def _check_configuration(reader: StoreReader, field: StoredField, codec: Codec) -> None:
+    """StoreDamaged unless the codec, asked anew, wants the configuration and columns that the plan states."""
+    try:
+        configuration = codec.configure(field.configuration, field.array)
+        same = configuration == field.configuration and codec.columns(field.array, configuration) == field.columns
+    except UsageError as error:
+        raise StoreDamaged(f"{reader.path}: field {field.name!r}: {error}") from error
+    if not same:
+        raise StoreDamaged(
+            f"{reader.path}: field {field.name!r}: its columns are not those of codec {field.codec!r} with the "
+            "configuration in plan.json; restore the store from a good copy"
+        )
 
 
 def zip_fields(
@@ -74,7 +90,7 @@ def zip_fields(
         wanted = list(found)
     for name in wanted:
         if name not in found:
-            near = difflib.get_close_matches(name, found, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "dump it, or zip a store that has it"
-            raise UsageError(f"{readers[0].path}: has no field {name!r}, only {', '.join(sorted(found))}; {hint}")
+            raise UsageError(
+                f"{readers[0].path}: has no field {name!r}; {near_misses(name, found)}; dump it, or zip a store that has it"
+            )
     return {name: found[name] for name in dict.fromkeys(["id", *wanted])}

@@ -2,17 +2,14 @@
 
 All arithmetic is on unsigned 64-bit integers and wraps; `^` is exclusive or, `//` rounds down.
 
-Hash. key(seed, epoch) is the first 8 bytes, little-endian, of the 16-byte BLAKE2b digest of the ASCII text
-``kdcache-order-1|{seed}|{epoch}`` (both in decimal). With GOLDEN = 0x9E3779B97F4A7C15 and mix(z), the finaliser of
-SplitMix64 (z ^= z >> 30; z *= 0xBF58476D1CE4E5B9; z ^= z >> 27; z *= 0x94D049BB133111EB; z ^= z >> 31),
+Hash. h(block, i) and h(row, i) are the upper 32 bits of the keyed hash (see `kdcache.keyed`) of i under the texts
+``kdcache-order-1|block|{seed}|{epoch}`` and ``kdcache-order-1|row|{seed}|{epoch}``, numbers in decimal.
 
-    h(domain, i) = mix(mix(key ^ (domain * GOLDEN)) ^ ((i + 1) * GOLDEN)) >> 32,     BLOCK = 1, ROW = 2.
-
-Lanes. The blocks that hold at least one selected row, sorted by h(BLOCK, block), are b_0 .. b_{n-1}. There are
+Lanes. The blocks that hold at least one selected row, sorted by h(block, number), are b_0 .. b_{n-1}. There are
 L = min(lanes, n) lanes; lane l holds b_l, b_{l+L}, b_{l+2L}, ... one after the other, each block's selected rows sorted
-by h(ROW, row), where row counts over the whole store. In both sorts equal hashes go by ascending number. Then the first
-(m * l) // L rows of lane l, m being the selected rows of its first block, move to the lane's end, so that the block
-boundaries of the lanes never line up.
+by h(row, number), where number counts over the whole store. In both sorts equal hashes go by ascending number. Then the
+first (m * l) // L rows of lane l, m being the selected rows of its first block, move to the lane's end, so that the
+block boundaries of the lanes never line up.
 
 Positions. Position 0, 1, 2, ... take one row of each lane in turn, lane 0 first; a lane that has no row left is
 skipped. Without shuffling, position p is the p-th selected row of the store (one lane, nothing sorted or moved).
@@ -23,7 +20,6 @@ W-th of them.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from typing import NamedTuple, overload
 
@@ -31,14 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import UsageError
+from kdcache.keyed import hash_places, key_of
 
 __all__ = ["MAX_LANES", "ORDER_VERSION", "Order", "Visits"]
 
 ORDER_VERSION = 1
 MAX_LANES = 1024
-BLOCK, ROW = 1, 2
-_GOLDEN = 0x9E3779B97F4A7C15
-_WORD = (1 << 64) - 1
 
 Int64s = NDArray[np.int64]
 
@@ -51,35 +45,14 @@ class Visits(NamedTuple):
     last: Int64s
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64, in place."""
-    shifted = np.empty_like(z)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        np.right_shift(z, np.uint64(shift), out=shifted)
-        z ^= shifted
-        z *= np.uint64(factor)
-    np.right_shift(z, np.uint64(31), out=shifted)
-    z ^= shifted
-    return z
-
-
-def _subkey(seed: int, epoch: int, domain: int) -> np.uint64:
-    text = f"kdcache-order-1|{int(seed)}|{int(epoch)}".encode("ascii")
-    key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest()[:8], "little")
-    return np.uint64(_mix(np.array([(key ^ (domain * _GOLDEN)) & _WORD], np.uint64))[0])
-
-
-def _shuffled(subkey: np.uint64, numbers: Int64s, base: int = 0) -> Int64s:
+def _shuffled(key: np.uint64, numbers: Int64s, base: int = 0) -> Int64s:
     """`numbers` (each below 2^32) sorted by the hash of base + number.
 
     The number stands below its hash in one word, so that one sort of plain words does it, ties included: five times
     as fast as an argsort.
     """
     low = numbers.astype(np.uint64)
-    z = low + np.uint64(base + 1)
-    z *= np.uint64(_GOLDEN)
-    z ^= subkey
-    z = _mix(z)
+    z = hash_places(key, low + np.uint64(base + 1))
     z &= np.uint64(0xFFFFFFFF00000000)
     z |= low
     z.sort()
@@ -114,7 +87,7 @@ class Order:
             raise UsageError(f"lanes = {lanes}: must be between 1 and {MAX_LANES}")
         self._starts = np.asarray(block_starts, np.int64)
         self._mask = rows
-        self._row_key = _subkey(seed, epoch, ROW)
+        self._row_key = key_of(f"kdcache-order-1|row|{int(seed)}|{int(epoch)}")
         self._shuffle = shuffle
         sizes = np.diff(self._starts)
         if rows is not None:
@@ -129,7 +102,7 @@ class Order:
         if not len(blocks):
             raise UsageError("no row is selected: an epoch needs at least one")
         if shuffle:
-            blocks = _shuffled(_subkey(seed, epoch, BLOCK), blocks)
+            blocks = _shuffled(key_of(f"kdcache-order-1|block|{int(seed)}|{int(epoch)}"), blocks)
         self.lanes = min(lanes, len(blocks)) if shuffle else 1
         self._lay_lanes(blocks, sizes[blocks])
         self._lay_segments()

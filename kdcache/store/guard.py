@@ -44,15 +44,14 @@ def read_canonical(path: Path, limit: int) -> Any:
 
 def parse_canonical(data: bytes, place: str) -> Any:
     """The JSON value in `data`; duplicate keys, NaN, deep nesting and non-canonical bytes are refused."""
-    depth = deepest = 0
+    depth = 0
     for token in _BRACKET_OR_STRING.finditer(data):
         if (found := token[0]) in b"[{":
             depth += 1
         elif found in b"]}":
             depth -= 1
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
-        raise TrustError(f"{place}: JSON nested {deepest} deep, at most {MAX_DEPTH} is read")
+        if depth > MAX_DEPTH:
+            raise TrustError(f"{place}: JSON nested more than {MAX_DEPTH} deep is not read")
     try:
         value = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse)
         same = canonical(value) == data

@@ -114,6 +114,7 @@ def read_manifest(store: Path, plan: Plan) -> Manifest | None:
         value, {"format": str, "version": int, "plan": str, "alignment": str, "rows": int, "units": list}, str(path)
     )
     for name, found, expected in (
+        ("format", table["format"], "kdcache"),
         ("plan", table["plan"], plan.digest),
         ("alignment", table["alignment"], plan.alignment),
         ("rows", table["rows"], plan.rows),

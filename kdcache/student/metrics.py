@@ -18,6 +18,7 @@ class Metrics:
     """Appends rows {"step", "epoch", "split", "loss", "accuracy"?, "lr"?, "terms"?} while a fit runs.
 
     Rows past `after` (the checkpoint's step) were written by a run that got further and was killed: they are cut off.
+    So are evaluations of the finished model, which come after the last checkpoint and are made again.
     """
 
     def __init__(self, out: Path, after: int, progress: Progress) -> None:
@@ -25,7 +26,7 @@ class Metrics:
 
         self._progress = progress
         self._path = out / "metrics.jsonl"
-        kept = [row for row in read_metrics(out) if row["step"] <= after]
+        kept = [row for row in read_metrics(out) if row["step"] <= after and row.get("split") != "eval"]
         replace_bytes(self._path, "".join(_line(row) for row in kept).encode())
         with disk_errors(self._path):
             self._file = self._path.open("a", encoding="utf-8")

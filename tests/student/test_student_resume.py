@@ -159,3 +159,17 @@ def test_two_checkpoints_are_kept_and_none_is_half_written(digits_store: Path, t
     state = json.loads((tmp_path / "run/checkpoints/step-00000007/state.json").read_bytes())
     assert len(state["identity"]["stores"][0]) == 64
     assert state["facts"]["loader"]["position"] == 7 * 64
+
+
+def test_killed_between_the_last_step_and_the_result_it_only_finishes(
+        digits_store: Path, digits_eval: Path, tmp_path: Path) -> None:
+    first = small(digits_store, tmp_path, epochs=1, eval_store=digits_eval)
+    rows, weights = read_metrics(tmp_path), (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "model.safetensors").unlink()
+    watcher = Lines()
+    again = small(digits_store, tmp_path, epochs=1, eval_store=digits_eval, progress=watcher)
+    assert watcher.began == first.steps
+    assert read_metrics(tmp_path) == rows
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    assert again.eval == first.eval
