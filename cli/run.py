@@ -66,7 +66,7 @@ class _Watch:
     def ended(self, name: str, facts: dict[str, Any], skipped: bool) -> None:
         """One line a stage."""
         self._bars.remove(name)
-        if skipped:
+        if skipped or not facts:
             return
         words = []
         if facts.get("accuracy") is not None:

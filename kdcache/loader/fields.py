@@ -91,6 +91,7 @@ def zip_fields(
     for name in wanted:
         if name not in found:
             raise UsageError(
-                f"{readers[0].path}: has no field {name!r}; {near_misses(name, found)}; dump it, or zip a store that has it"
+                f"{readers[0].path}: has no field {name!r}; {near_misses(name, found)}; dump it, or "
+                "zip a store that has it"
             )
     return {name: found[name] for name in dict.fromkeys(["id", *wanted])}

@@ -14,6 +14,7 @@ from kdcache.files import replace_bytes
 from kdcache.fingerprint import digest_of
 from kdcache.recipe import stages
 from kdcache.recipe.pool import Stage, Watcher, run_stages
+from kdcache.recipe.preflight import check_recipe
 from kdcache.recipe_file import Student, resolve_students
 
 __all__ = ["run_recipe"]
@@ -36,6 +37,8 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
         )
     run = _Run(recipe, out, watcher, jobs or _default_jobs())
     inputs, store, evaluation = out / "inputs", out / "store", out / "eval"
+    if recipe.teacher:
+        run.together([Stage("check", check_recipe, (recipe, students))])
     plain = recipe.model_copy(update={"teacher": None, "fields": {}, "name": recipe.name})
     first = [Stage("inputs", stages.dump_store, (plain, inputs, None), inputs / MANIFEST)]
     if recipe.eval_source:

@@ -172,8 +172,10 @@ def test_train_and_eval(stores: Path, tmp_path: Path) -> None:
     assert found["labelled"] == 80
     assert found["accuracy"] == pytest.approx(facts["accuracy"])
     assert "accuracy" in kd(tmp_path, "eval", tmp_path / "run", "--store", store).out
-    one_error_line(kd(tmp_path, *words), 65, "holds a fit already", "--resume")
-    assert kd(tmp_path, *words, "--resume").code == 0
+    weights = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert json.loads(kd(tmp_path, *words, "--json").out)["accuracy"] == facts["accuracy"]
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == weights, "a finished fit is not done again"
+    one_error_line(kd(tmp_path, *words, "--seed", "1"), 65, "belongs to another fit", "seed")
     baseline = kd(tmp_path, *words[:4], "--out", tmp_path / "baseline", "--baseline", "--json")
     assert json.loads(baseline.out)["steps"] == 4
 
