@@ -1,10 +1,10 @@
 """kdcache: run an expensive teacher once, keep its soft labels in a store, fit many students from it.
 
-    from kdcache import StreamingLoader, open_store
+from kdcache import StreamingLoader, open_store
 
-    with open_store("store/") as store:
-        for batch in StreamingLoader(store, batch_size=256):
-            batch["input"], batch["logits"], batch["label"], batch["id"]
+with open_store("store/") as store:
+    for batch in StreamingLoader(store, batch_size=256):
+        batch["input"], batch["logits"], batch["label"], batch["id"]
 """
 
 from __future__ import annotations

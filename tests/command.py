@@ -54,7 +54,7 @@ class Running:
                 self.signal(signal.SIGKILL, group=group)
         return self.wait()
 
-    def wait(self, timeout: float = 120.0) -> Done:
+    def wait(self, timeout: float = 280.0) -> Done:
         self.process.join(timeout)
         assert self.process.exitcode is not None, f"still running after {timeout} s"
         out, err = (path.read_text() for path in self.files)

@@ -164,7 +164,9 @@ def test_files_are_small_and_have_names() -> None:
 
 
 def test_tests_mirror_the_packages() -> None:
-    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
+    folders = {
+        path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and not path.name.startswith(("_", "."))
+    }
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and not path.name.startswith("_")}
     assert rooms <= folders, f"rooms without tests: {sorted(rooms - folders)}"
     assert folders <= rooms | {"benchmarks", "cli", "golden", "hostile"}, "a folder of tests for no room"

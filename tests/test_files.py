@@ -17,7 +17,8 @@ from kdcache.errors import KdcacheError, StorageError, TrustError
 
 def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Python code in a fresh process, which may patch or limit what it likes."""
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_replace_and_create_only(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_without_hard_links_the_message_says_what_to_do(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", link)
-    with pytest.raises(StorageError, match="no hard links.*write the store to a local disk"):
+    with pytest.raises(StorageError, match=r"no hard links.*write the store to a local disk"):
         files.create_text(tmp_path / "f", b"x", tmp_path / "tmp")
     assert not (tmp_path / "f").exists()
     assert os.listdir(tmp_path / "tmp") == []
@@ -168,12 +169,13 @@ def test_without_hard_links_the_message_says_what_to_do(
     ],
 )
 def test_every_error_of_the_disk_has_a_place_and_a_cure(number: int, cure: str) -> None:
-    with pytest.raises(StorageError, match=f"some/place: cannot list: .*{cure}") as caught, files.disk_errors(
-        Path("some/place"), "list"
+    with (
+        pytest.raises(StorageError, match=rf"some/place: cannot list: .*{cure}") as caught,
+        files.disk_errors(Path("some/place"), "list"),
     ):
         raise OSError(number, os.strerror(number))
     assert caught.value.exit_code == 74
-    with pytest.raises(StorageError, match="^inner$"), files.disk_errors(Path("x")):
+    with pytest.raises(StorageError, match=r"^inner$"), files.disk_errors(Path("x")):
         raise StorageError("inner")
 
 

@@ -29,7 +29,10 @@ values: st.SearchStrategy[Any] = st.recursive(
     ("value", "expected"),
     [
         ({"b": 1, "a": [True, None, "x"], "Z": {}, "é": -0.0}, '{"Z":{},"a":[true,null,"x"],"b":1,"é":-0.0}'),
-        ([1.0, 0.1, 1e-05, 0.0001, 1e16, 123456789012345.0, 1e300], "[1.0,0.1,1e-05,0.0001,1e+16,123456789012345.0,1e+300]"),
+        (
+            [1.0, 0.1, 1e-05, 0.0001, 1e16, 123456789012345.0, 1e300],
+            "[1.0,0.1,1e-05,0.0001,1e+16,123456789012345.0,1e+300]",
+        ),
         ('"\\/\b\f\n\r\t\x00\x1f\x7f\u2028\U0001f600', '"\\"\\\\/\\b\\f\\n\\r\\t\\u0000\\u001f\x7f\u2028\U0001f600"'),
         ({"\uffff": 1, "\U00010000": 2}, '{"\uffff":1,"\U00010000":2}'),
     ],
@@ -56,5 +59,5 @@ def test_digests(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc" * 100_000)
     assert file_digest(tmp_path / "f") == sha256([b"abc" * 50_000, memoryview(b"abc" * 50_000)])
     assert sha256([b"abc"]) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    with pytest.raises(SourceError, match="nothing: cannot be read .No such file"):
+    with pytest.raises(SourceError, match=r"nothing: cannot be read .No such file"):
         file_digest(tmp_path / "nothing")

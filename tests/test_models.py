@@ -31,8 +31,13 @@ from kdcache.models import (
 
 INPUT = Array("uint8", (3, 8, 8))
 GOOD: dict[str, Any] = {
-    "model": "zoo:mlp", "args": {"hidden": [4]}, "input": {"dtype": "uint8", "shape": [2, 3]}, "outputs": 3,
-    "input_spec": {"mean": [1.5], "std": [2.0]}, "extra": {}}
+    "model": "zoo:mlp",
+    "args": {"hidden": [4]},
+    "input": {"dtype": "uint8", "shape": [2, 3]},
+    "outputs": 3,
+    "input_spec": {"mean": [1.5], "std": [2.0]},
+    "extra": {},
+}
 
 
 def info(model: str = "zoo:resnet8x4", **args: Any) -> WeightsInfo:
@@ -44,6 +49,7 @@ def mlp_tensors() -> dict[str, torch.Tensor]:
 
 
 # InputSpec
+
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool])
 def test_integers_are_standardised_per_channel(dtype: torch.dtype) -> None:
@@ -78,9 +84,19 @@ def test_constants_made_in_inference_mode_serve_training() -> None:
     assert layer.weight.grad is not None
 
 
-@pytest.mark.parametrize(("mean", "std"), [
-    ((1.0,), None), (None, (1.0,)), ((), ()), ((1.0, 2.0), (1.0,)), ((1.0,), (0.0,)), ((1.0,), (-1.0,)),
-    ((float("nan"),), (1.0,)), ((1.0,), (float("inf"),))])
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((1.0,), None),
+        (None, (1.0,)),
+        ((), ()),
+        ((1.0, 2.0), (1.0,)),
+        ((1.0,), (0.0,)),
+        ((1.0,), (-1.0,)),
+        ((float("nan"),), (1.0,)),
+        ((1.0,), (float("inf"),)),
+    ],
+)
 def test_unusable_statistics(mean: Any, std: Any) -> None:
     with pytest.raises(UsageError, match="input: "):
         InputSpec(mean, std)
@@ -94,6 +110,7 @@ def test_statistics_of_other_channels() -> None:
 
 
 # Weights files
+
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "convnet", "resnet8x4", "resnet20"])
 def test_what_was_saved_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
@@ -146,9 +163,13 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     wrong = {**mlp_tensors(), "head.weight": torch.zeros(5, 4), "surplus": torch.zeros(2)}
     del wrong["head.bias"]
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    with pytest.raises(UsageError, match=(
+    with pytest.raises(
+        UsageError,
+        match=(
             r"w\.st: .*head\.bias is missing, \[3\] wanted; head\.weight is \[5, 4\] in the file and \[3, 4\] in the "
-            r"network; surplus \[2\] is not in the network; give")):
+            r"network; surplus \[2\] is not in the network; give"
+        ),
+    ):
         apply_weights(model, wrong, Path("w.st"))
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     with pytest.raises(UsageError, match=r"is missing, .*; and 1 more"):
@@ -192,7 +213,8 @@ def test_files_that_are_not_safetensors(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None)
 @given(place=st.integers(0, 10**6), flip=st.integers(1, 255))
 def test_any_flipped_byte_gives_tensors_or_one_of_our_errors(
-        place: int, flip: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    place: int, flip: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / f"flipped-{os.getpid()}"
     save_file(mlp_tensors(), path, metadata={"kdcache": json.dumps(GOOD)})
     data = bytearray(path.read_bytes())
@@ -246,7 +268,8 @@ def test_a_file_may_not_name_code_to_run(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "named_by_weights.py").write_text(
         "import pathlib\nfrom torch import nn\n"
         "pathlib.Path(__file__).with_name('ran').touch()\n"
-        "def build(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(6, num_classes))\n")
+        "def build(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(6, num_classes))\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / "w"
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3))

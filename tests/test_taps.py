@@ -92,8 +92,10 @@ def test_a_dict_output_gives_its_first_tensor_and_no_tensor_is_an_error() -> Non
 
 
 def test_unknown_paths() -> None:
-    with pytest.raises(UsageError, match=r"tap f = 'frist': Odd has no such module; did you mean 'first'"), \
-            tap_outputs(Odd(), {"f": "frist"}):
+    with (
+        pytest.raises(UsageError, match=r"tap f = 'frist': Odd has no such module; did you mean 'first'"),
+        tap_outputs(Odd(), {"f": "frist"}),
+    ):
         pass
     with pytest.raises(UsageError, match="has no such module"), tap_outputs(Odd(), {"f": ""}):
         pass

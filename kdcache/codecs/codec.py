@@ -31,20 +31,23 @@ class Codec(Protocol):
     def fit(self, pilot: Tensor, configuration: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """Tables from a pilot float32 [P, C], the first rows of the plan; {} unless NEEDS_PILOT. Deterministic."""
 
-    def encode(self, values: Tensor, configuration: Mapping[str, Any],
-               tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def encode(
+        self, values: Tensor, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Columns of finite `values` [B, *shape], on their device; each row depends on nothing but itself."""
 
-    def check(self, stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any],
-              tables: Mapping[str, Tensor]) -> None:
+    def check(
+        self, stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
+    ) -> None:
         """StoreDamaged if columns or tables of a store are not what they say.
 
         Reads values, so it is for tensors in host memory. `decode` calls it for those; whoever sends columns to an
         accelerator and decodes there calls this first.
         """
 
-    def decode(self, stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any],
-               tables: Mapping[str, Tensor]) -> Tensor | SparseLogits:
+    def decode(
+        self, stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
+    ) -> Tensor | SparseLogits:
         """Targets on the columns' device; a dense tensor has the dtype and shape of `array`."""
 
 
@@ -70,5 +73,6 @@ def check_columns(stored: Mapping[str, Tensor], declared: Mapping[str, Array]) -
         column = stored[suffix]
         dtypes = (torch_dtype(array.dtype), *((torch.uint16,) if array.dtype == "bfloat16" else ()))
         if column.dtype not in dtypes or tuple(column.shape[1:]) != array.shape or not column.ndim:
-            raise StoreDamaged(f"column {suffix!r} is {column.dtype} {list(column.shape)}, and its codec declares "
-                               f"{array} a row")
+            raise StoreDamaged(
+                f"column {suffix!r} is {column.dtype} {list(column.shape)}, and its codec declares {array} a row"
+            )

@@ -54,18 +54,22 @@ def encode(values: Tensor, configuration: Mapping[str, Any], tables: Mapping[str
         if count:
             largest = float(values[over].abs().max())
             wider = "bfloat16 or float32" if name == "float16" else "float32 or float64"
-            raise UsageError(f"dense: {count} of {values.numel()} values are too large for {name} (largest "
-                             f"{largest:g}, limit {torch.finfo(dtype).max:g}); set dtype = {wider}")
+            raise UsageError(
+                f"dense: {count} of {values.numel()} values are too large for {name} (largest "
+                f"{largest:g}, limit {torch.finfo(dtype).max:g}); set dtype = {wider}"
+            )
     return {"": encoded}
 
 
-def check(stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any],
-          tables: Mapping[str, Tensor]) -> None:
+def check(
+    stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
+) -> None:
     check_columns(stored, columns(array, configuration))
 
 
-def decode(stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any],
-           tables: Mapping[str, Tensor]) -> Tensor:
+def decode(
+    stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
+) -> Tensor:
     """The stored values [B, *shape], widened to `array.dtype`."""
     check(stored, array, configuration, tables)
     values = stored[""]

@@ -13,8 +13,9 @@ from kdcache.codecs.targets import SparseLogits
 __all__ = ["fidelity"]
 
 
-def fidelity(teacher_logits: Tensor, decoded: Tensor | SparseLogits,
-             temperatures: Sequence[float] = (1, 2, 4)) -> dict[str, dict[str, float]]:
+def fidelity(
+    teacher_logits: Tensor, decoded: Tensor | SparseLogits, temperatures: Sequence[float] = (1, 2, 4)
+) -> dict[str, dict[str, float]]:
     """{"kl": {"1": KL(teacher ‖ decoded) in nats at T = 1, ...}}, the mean over rows of [B, C], in float64.
 
     Sparse targets say nothing of single classes in the tail: its mass is spread evenly over them here, so that the

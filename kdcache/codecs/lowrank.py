@@ -39,8 +39,10 @@ def configure(configuration: Mapping[str, Any], array: Array) -> dict[str, Any]:
     if most < LEAST_BYTES:
         raise UsageError(f"lowrank has nothing to gain on {classes} classes; use the dense codec")
     if not isinstance(size, int) or isinstance(size, bool) or not LEAST_BYTES <= size <= most:
-        raise UsageError(f"lowrank: bytes = {size!r}; for {classes} classes give {LEAST_BYTES} to {most} "
-                         f"(the dense codec in float16 takes {2 * classes})")
+        raise UsageError(
+            f"lowrank: bytes = {size!r}; for {classes} classes give {LEAST_BYTES} to {most} "
+            f"(the dense codec in float16 takes {2 * classes})"
+        )
     return {"bytes": size}
 
 
@@ -55,8 +57,10 @@ def fit(pilot: Tensor, configuration: Mapping[str, Any]) -> dict[str, np.ndarray
     """
     rows, classes = pilot.shape
     if rows < LEAST_PILOT:
-        raise UsageError(f"lowrank: the pilot has {rows} rows and the fit needs {LEAST_PILOT}; "
-                         "dump more rows, or use the dense or topk codec")
+        raise UsageError(
+            f"lowrank: the pilot has {rows} rows and the fit needs {LEAST_PILOT}; "
+            "dump more rows, or use the dense or topk codec"
+        )
     values = pilot.detach().cpu().double()
     if not values.isfinite().all():
         raise TeacherError("lowrank: the pilot's logits hold NaN or infinity; look at the teacher's precision")
@@ -74,8 +78,12 @@ def fit(pilot: Tensor, configuration: Mapping[str, Any]) -> dict[str, np.ndarray
     used = bits > 0
     basis, bits = basis[used], bits[used]
     step = search(centred @ basis.T, bits)
-    return {"basis": basis.float().numpy(), "mean": mean.float().numpy(),
-            "step": step.float().numpy(), "bits": bits.to(torch.uint8).numpy()}
+    return {
+        "basis": basis.float().numpy(),
+        "mean": mean.float().numpy(),
+        "step": step.float().numpy(),
+        "bits": bits.to(torch.uint8).numpy(),
+    }
 
 
 def share(variance: Tensor, total: int) -> Tensor:
@@ -135,29 +143,39 @@ def layout(bits: Tensor) -> tuple[Tensor, Tensor]:
     return start >> 3, start & 7
 
 
-def check(stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any],
-          tables: Mapping[str, Tensor]) -> None:
+def check(
+    stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
+) -> None:
     """Above all that the tables lead to no byte outside a row."""
     check_columns(stored, columns(array, configuration))
     if set(tables) != {"basis", "mean", "step", "bits"}:
         raise StoreDamaged(f"the field's tables are {sorted(tables)}; lowrank needs basis, bits, mean and step")
     rank, classes = tables["bits"].numel(), array.shape[0]
-    wanted = {"basis": Array("float32", (rank, classes)), "mean": Array("float32", (classes,)),
-              "step": Array("float32", (rank,)), "bits": Array("uint8", (rank,))}
+    wanted = {
+        "basis": Array("float32", (rank, classes)),
+        "mean": Array("float32", (classes,)),
+        "step": Array("float32", (rank,)),
+        "bits": Array("uint8", (rank,)),
+    }
     for name, table in tables.items():
         if table.dtype != torch_dtype(wanted[name].dtype) or tuple(table.shape) != wanted[name].shape:
-            raise StoreDamaged(f"table {name!r} is {table.dtype} {list(table.shape)}; {array} in {rank} components "
-                               f"needs {wanted[name]}")
+            raise StoreDamaged(
+                f"table {name!r} is {table.dtype} {list(table.shape)}; {array} in {rank} components "
+                f"needs {wanted[name]}"
+            )
         if not table.isfinite().all():
             raise StoreDamaged(f"table {name!r} holds NaN or infinity; run `kdcache verify`")
     bits, room = tables["bits"].tolist(), 8 * configuration["bytes"]
     if sum(bits) > room or not all(1 <= count <= 16 for count in bits):
-        raise StoreDamaged(f"table 'bits' gives {min(bits)} to {max(bits)} bits to a component and {sum(bits)} to a "
-                           f"row; 1 to 16 and at most {room} can be")
+        raise StoreDamaged(
+            f"table 'bits' gives {min(bits)} to {max(bits)} bits to a component and {sum(bits)} to a "
+            f"row; 1 to 16 and at most {room} can be"
+        )
 
 
-def decode(stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any],
-           tables: Mapping[str, Tensor]) -> Tensor:
+def decode(
+    stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
+) -> Tensor:
     """Logits float32 [B, C] whose row mean is 0."""
     if stored[""].device.type == "cpu":
         check(stored, array, configuration, tables)

@@ -31,16 +31,20 @@ class SparseLogits:
 
     def __post_init__(self) -> None:
         if self.indices.ndim != 2 or self.indices.shape != self.log_p.shape:
-            raise UsageError(f"SparseLogits: indices {list(self.indices.shape)} and log_p {list(self.log_p.shape)} "
-                             "must both be [B, K]")
+            raise UsageError(
+                f"SparseLogits: indices {list(self.indices.shape)} and log_p {list(self.log_p.shape)} "
+                "must both be [B, K]"
+            )
         rows, kept = self.indices.shape
         if not 0 < kept <= self.num_classes:
             raise UsageError(f"SparseLogits: {kept} kept classes of {self.num_classes}; keep 1 to {self.num_classes}")
         found = None if self.tail is None else tuple(self.tail.shape)
         wanted = None if kept == self.num_classes else (rows, 3)
         if found != wanted:
-            raise UsageError(f"SparseLogits: the tail's shape is {found}, and {kept} kept classes of "
-                             f"{self.num_classes} need {wanted}")
+            raise UsageError(
+                f"SparseLogits: the tail's shape is {found}, and {kept} kept classes of "
+                f"{self.num_classes} need {wanted}"
+            )
 
     @property
     def tail_count(self) -> int:
@@ -61,8 +65,12 @@ class SparseLogits:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SparseLogits:
         tail = None if self.tail is None else self.tail.to(device, non_blocking=non_blocking)
-        return SparseLogits(self.indices.to(device, non_blocking=non_blocking),
-                            self.log_p.to(device, non_blocking=non_blocking), tail, self.num_classes)
+        return SparseLogits(
+            self.indices.to(device, non_blocking=non_blocking),
+            self.log_p.to(device, non_blocking=non_blocking),
+            tail,
+            self.num_classes,
+        )
 
     def log_probs(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Logs of p_T of the kept classes [B, K] and of the tail's total mass [B]; they sum to 1 in each row.
@@ -74,8 +82,10 @@ class SparseLogits:
         The tail's log mass is -inf where K = C. UsageError unless 1 <= T < inf.
         """
         if not 1.0 <= temperature < math.inf:
-            raise UsageError(f"temperature = {temperature}: sparse targets serve 1 <= T < infinity; "
-                             "for a lower one dump the logits with the dense codec")
+            raise UsageError(
+                f"temperature = {temperature}: sparse targets serve 1 <= T < infinity; "
+                "for a lower one dump the logits with the dense codec"
+            )
         beta = 1.0 / temperature
         scaled = self.log_p * beta
         kept = torch.logsumexp(scaled, dim=1)

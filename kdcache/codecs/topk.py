@@ -69,8 +69,9 @@ def encode(values: Tensor, configuration: Mapping[str, Any], tables: Mapping[str
         found["tail"] = torch.cat([mean, variance, mass], dim=1)
     dtype = torch_dtype(configuration["dtype"])
     most = torch.finfo(dtype).max
-    return {name: column if name == "indices" else column.clamp(-most, most).to(dtype)
-            for name, column in found.items()}
+    return {
+        name: column if name == "indices" else column.clamp(-most, most).to(dtype) for name, column in found.items()
+    }
 
 
 def largest(values: Tensor, k: int) -> Tensor:
@@ -85,8 +86,9 @@ def largest(values: Tensor, k: int) -> Tensor:
     return (ordered.long() << 32 | from_end).topk(k, dim=1).indices
 
 
-def check(stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any],
-          tables: Mapping[str, Tensor]) -> None:
+def check(
+    stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
+) -> None:
     """Above all that every index is a class: a gather on an accelerator would not say so."""
     check_columns(stored, columns(array, configuration))
     classes = array.shape[0]
@@ -100,10 +102,12 @@ def check(stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str
             raise StoreDamaged(f"column {name!r} holds NaN or infinity; run `kdcache verify`")
 
 
-def decode(stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any],
-           tables: Mapping[str, Tensor]) -> SparseLogits:
+def decode(
+    stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
+) -> SparseLogits:
     if stored["indices"].device.type == "cpu":
         check(stored, array, configuration, tables)
     tail = stored.get("tail")
-    return SparseLogits(stored["indices"].long(), stored["values"].float(),
-                        None if tail is None else tail.float(), array.shape[0])
+    return SparseLogits(
+        stored["indices"].long(), stored["values"].float(), None if tail is None else tail.float(), array.shape[0]
+    )

@@ -23,8 +23,10 @@ class Adapter(nn.Module):
         super().__init__()
         for owner, shape in (("student", student), ("teacher", teacher)):
             if len(shape) not in (1, 3) or min(shape) < 1:
-                raise UsageError(f"the {owner}'s feature has shape {list(shape)}; a hint compares vectors [D] and maps "
-                                 "[D, H, W]: choose another tap")
+                raise UsageError(
+                    f"the {owner}'s feature has shape {list(shape)}; a hint compares vectors [D] and maps "
+                    "[D, H, W]: choose another tap"
+                )
         self.space = () if 1 in (len(student), len(teacher)) else tuple(map(min, student[1:], teacher[1:]))
         widths = student[0], teacher[0]
         self.project: nn.Module = nn.Conv2d(*widths, kernel_size=1) if self.space else nn.Linear(*widths)

@@ -100,20 +100,27 @@ class Objective:
     def adapters(self, student_shapes: Mapping[str, tuple[int, ...]]) -> nn.ModuleDict:
         """Adapters to be trained with the student, from the shape per sample of every output in `taps`."""
         cure = f"give the shape of each of {self.taps}"
-        return nn.ModuleDict({
-            term.adapter: Adapter(_item(student_shapes, term.name, "student's shapes", cure), term.shape)
-            for term in self.terms if term.tap is not None})
+        return nn.ModuleDict(
+            {
+                term.adapter: Adapter(_item(student_shapes, term.name, "student's shapes", cure), term.shape)
+                for term in self.terms
+                if term.tap is not None
+            }
+        )
 
-    def __call__(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor | SparseLogits],
-                 adapters: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor | SparseLogits], adapters: nn.ModuleDict
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to go backward from, float32, and every term's own value: detached, not yet weighted.
 
         outputs: "logits" [B, C] and one tensor for each of `taps`. batch: one entry for each of `fields`.
         """
         logits = _item(outputs, "logits", "student's outputs", "pass its logits [rows, classes]")
         if logits.shape[-1] != self.classes:
-            raise UsageError(f"the student gives {logits.shape[-1]} outputs, the store's logits have {self.classes} "
-                             f"classes; set the student's number of outputs to {self.classes}")
+            raise UsageError(
+                f"the student gives {logits.shape[-1]} outputs, the store's logits have {self.classes} "
+                f"classes; set the student's number of outputs to {self.classes}"
+            )
         projections = dict(adapters.items())
         loss = torch.zeros((), device=logits.device)
         values: dict[str, Tensor] = {}
@@ -136,8 +143,10 @@ def compose(configs: Sequence[ObjectiveConfig], fields: Mapping[str, StoredField
     not work: nothing is left to be found out while training but what the student's own outputs decide.
     """
     if not any(config.weight for config in configs):
-        raise UsageError("no [[objective]] with a weight above 0, so there is nothing to learn: "
-                         'give at least one, for instance name = "kd"')
+        raise UsageError(
+            "no [[objective]] with a weight above 0, so there is nothing to learn: "
+            'give at least one, for instance name = "kd"'
+        )
     terms = []
     for position, config in enumerate(configs):
         earlier = sum(other.name == config.name for other in configs[:position])
@@ -153,8 +162,9 @@ def _term(config: ObjectiveConfig, name: str, fields: Mapping[str, StoredField],
     if config.temperature is not None and not spec.temperature:
         raise UsageError(f"{place}: it takes no temperature (found {config.temperature}); leave it out")
     if config.tap is not None and not spec.tap:
-        raise UsageError(f"{place}: it compares the student's logits and takes no tap (found {config.tap!r}); "
-                         "leave it out")
+        raise UsageError(
+            f"{place}: it compares the student's logits and takes no tap (found {config.tap!r}); leave it out"
+        )
     if config.tap is None and spec.tap:
         raise UsageError(f'{place}: it compares a feature of the student: name its module, for instance tap = "layer3"')
     chosen = config.field or spec.field
@@ -163,8 +173,11 @@ def _term(config: ObjectiveConfig, name: str, fields: Mapping[str, StoredField],
     if spec.function is ce and chosen != "label":
         raise UsageError(f"{place}: it reads the labels, not {chosen!r}; leave `field` out, or take hard_label")
     if chosen not in fields:
-        raise UsageError(f"{place}: the store has no labels; take hard_label or kd" if chosen == "label" else
-                         f"{place}: the store has no field {chosen!r}; {near_misses(chosen, fields)}")
+        raise UsageError(
+            f"{place}: the store has no labels; take hard_label or kd"
+            if chosen == "label"
+            else f"{place}: the store has no field {chosen!r}; {near_misses(chosen, fields)}"
+        )
     field = fields[chosen]
     _check_shape(place, spec, chosen, field, classes)
     options: dict[str, Any] = {}
@@ -187,11 +200,15 @@ def _check_shape(place: str, spec: ObjectiveSpec, name: str, field: StoredField,
 def _check_sparse(place: str, spec: ObjectiveSpec, name: str, field: StoredField, temperature: float) -> None:
     stored = f"{name} is stored with codec = {field.codec!r}"
     if not spec.sparse:
-        raise UsageError(f"{place}: it needs every value as the teacher gave it, and {stored}, which keeps the best "
-                         'classes relative to the log-partition: dump the field with codec = "dense", or use kd')
+        raise UsageError(
+            f"{place}: it needs every value as the teacher gave it, and {stored}, which keeps the best "
+            'classes relative to the log-partition: dump the field with codec = "dense", or use kd'
+        )
     if temperature < 1:
-        raise UsageError(f"{place}: temperature = {temperature} is below 1, and {stored}, which serves 1 and above: "
-                         'dump the field with codec = "dense"')
+        raise UsageError(
+            f"{place}: temperature = {temperature} is below 1, and {stored}, which serves 1 and above: "
+            'dump the field with codec = "dense"'
+        )
 
 
 def _item(found: Mapping[str, T], key: str, place: str, cure: str) -> T:

@@ -17,9 +17,15 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     made of the student's map; the teacher's [B, D, *larger] is average-pooled to the same space.
     """
     space = tuple(student.shape[2:])
-    if (teacher.ndim not in (2, 4) or student.ndim not in (2, teacher.ndim) or teacher.shape[:2] != student.shape[:2]
-            or any(theirs < ours for theirs, ours in zip(teacher.shape[2:], space, strict=False))):
-        raise UsageError(f"hint: the student's map is {list(student.shape)} and the teacher's {list(teacher.shape)}; "
-                         "put an Adapter built from both shapes behind the student's")
+    if (
+        teacher.ndim not in (2, 4)
+        or student.ndim not in (2, teacher.ndim)
+        or teacher.shape[:2] != student.shape[:2]
+        or any(theirs < ours for theirs, ours in zip(teacher.shape[2:], space, strict=False))
+    ):
+        raise UsageError(
+            f"hint: the student's map is {list(student.shape)} and the teacher's {list(teacher.shape)}; "
+            "put an Adapter built from both shapes behind the student's"
+        )
     difference = student.float() - pooled(teacher.float(), space)
     return difference.square().sum() / max(difference.numel(), 1)

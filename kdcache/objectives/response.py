@@ -26,12 +26,16 @@ def ce(student: Tensor, label: Tensor) -> Tensor:
     """
     classes = _width(student)
     if label.shape != student.shape[:1] or label.dtype != torch.int64:
-        raise UsageError(f"ce: labels are {label.dtype} {list(label.shape)}, and {len(student)} rows of the student "
-                         f"need int64 [{len(student)}]: pass the batch's `label`")
+        raise UsageError(
+            f"ce: labels are {label.dtype} {list(label.shape)}, and {len(student)} rows of the student "
+            f"need int64 [{len(student)}]: pass the batch's `label`"
+        )
     # On an accelerator the check would wait for the device at every step; sources and stores check their labels too.
     if label.device.type == "cpu" and bool(((label < -1) | (label >= classes)).any()):
-        raise UsageError(f"ce: labels run from {int(label.min())} to {int(label.max())}, and the student's {classes} "
-                         f"outputs take 0 to {classes - 1}, or -1 for none: set the student's number of outputs")
+        raise UsageError(
+            f"ce: labels run from {int(label.min())} to {int(label.max())}, and the student's {classes} "
+            f"outputs take 0 to {classes - 1}, or -1 for none: set the student's number of outputs"
+        )
     total = F.cross_entropy(student.float(), label, ignore_index=-1, reduction="sum")
     return total / (label != -1).sum().clamp(min=1)
 
@@ -75,8 +79,10 @@ def mse_logits(student: Tensor, targets: Tensor, *, centred: bool = False) -> Te
     `lowrank` codec keeps. Refused on sparse targets.
     """
     if isinstance(targets, SparseLogits):
-        raise UsageError("mse_logits: a sparse store keeps logits relative to the log-partition, and those of few "
-                         'classes, so the raw ones are gone: dump the field with codec = "dense", or use kd')
+        raise UsageError(
+            "mse_logits: a sparse store keeps logits relative to the log-partition, and those of few "
+            'classes, so the raw ones are gone: dump the field with codec = "dense", or use kd'
+        )
     _matching(student, targets)
     difference = student.float() - targets.float()
     if centred:
@@ -115,8 +121,12 @@ def _matching(student: Tensor, targets: Tensor | SparseLogits) -> None:
     found = (len(targets), targets.num_classes) if isinstance(targets, SparseLogits) else tuple(targets.shape)
     classes = _width(student)
     if len(found) != 2 or found[0] != len(student):
-        raise UsageError(f"the student's outputs are {list(student.shape)} and the targets {list(found)}: "
-                         "pass the logits of the same rows")
+        raise UsageError(
+            f"the student's outputs are {list(student.shape)} and the targets {list(found)}: "
+            "pass the logits of the same rows"
+        )
     if found[1] != classes:
-        raise UsageError(f"the student gives {classes} outputs, the store's logits have {found[1]} classes; "
-                         f"set the student's number of outputs to {found[1]}")
+        raise UsageError(
+            f"the student gives {classes} outputs, the store's logits have {found[1]} classes; "
+            f"set the student's number of outputs to {found[1]}"
+        )

@@ -46,11 +46,16 @@ class Watcher(Protocol):
 
 
 def run_stages(
-    stages: Sequence[Stage], jobs: int, watcher: Watcher, done: Callable[[Stage, dict[str, Any]], None]
+    stages: Sequence[Stage],
+    jobs: int,
+    watcher: Watcher,
+    done: Callable[[Stage, dict[str, Any]], None],
+    reuse: bool = False,
 ) -> None:
     """Run every stage in a fresh process, at most `jobs` at a time; `done` gets each one's facts as it ends.
 
-    The first error ends the others after their current step, and is raised as it is. Ctrl-C reaches every process, each
+    `reuse` lets a process go on with the next of these stages, where they are alike: loading torch costs seconds. The
+    first error ends the others after their current step, and is raised as it is. Ctrl-C reaches every process, each
     keeps what it has, and Interrupted is raised.
     """
     context = multiprocessing.get_context("spawn")
@@ -58,7 +63,7 @@ def run_stages(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     listener = threading.Thread(target=_listen, args=(reports, watcher), daemon=True)
     listener.start()
-    executor = ProcessPoolExecutor(jobs, context, _begin, (reports, threads), max_tasks_per_child=1)
+    executor = ProcessPoolExecutor(jobs, context, _begin, (reports, threads), max_tasks_per_child=None if reuse else 1)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         waiting = list(stages)
@@ -83,8 +88,10 @@ def run_stages(
     finally:
         _stop(executor)
         signal.signal(signal.SIGTERM, before)
+        # A stage that was killed while it reported may have left the queue locked: that must not hold us up.
         reports.put(None)
-        listener.join()
+        listener.join(timeout=5.0)
+        reports.cancel_join_thread()
         reports.close()
 
 

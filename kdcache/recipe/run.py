@@ -57,7 +57,9 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
     run.together([Stage("teacher accuracy", stages.judge_teacher, (recipe, weights, store, eval_store))])
 
     folders, baseline_of, fits = _fits(students, inputs, store, eval_store, out)
-    run.together(fits)
+    for precision in dict.fromkeys(_precision(stage) for stage in fits):
+        # Accelerate fixes the precision of a process once.
+        run.together([stage for stage in fits if _precision(stage) == precision], reuse=True)
     if eval_store:
         shown = {name: runs[0] for name, runs in folders.items()}
         run.together([Stage("predictions", stages.predict_classes, (shown, eval_store))])
@@ -113,16 +115,23 @@ def _fits(
     return folders, baseline_of, fits
 
 
+def _precision(fit: Stage) -> str:
+    student: Student = fit.args[0]
+    return student.train.precision
+
+
 class _Run:
     """Stages with a memory: facts of a finished stage are kept beside the run, with a digest of what was asked."""
 
     def __init__(self, recipe: Recipe, out: Path, watcher: Watcher, jobs: int) -> None:
         self._out, self._watcher, self._jobs = out, watcher, jobs
-        self._sources = [_stamp(source) for source in (recipe.source, recipe.eval_source) if source]
+        self._files = [_stamp(_files(source)) for source in (recipe.source, recipe.eval_source) if source]
+        if recipe.teacher and recipe.teacher.weights:
+            self._files.append(_stamp([recipe.teacher.weights]))
         self.facts: dict[str, Facts] = {}
         self.fresh = False
 
-    def together(self, wanted: list[Stage]) -> None:
+    def together(self, wanted: list[Stage], reuse: bool = False) -> None:
         """Run those stages that are not done yet, several at a time; their facts end in `facts`."""
         left = []
         for stage in wanted:
@@ -140,7 +149,7 @@ class _Run:
 
         if left:
             self.fresh = True
-            run_stages(left, min(self._jobs, len(left)), self._watcher, done)
+            run_stages(left, min(self._jobs, len(left)), self._watcher, done, reuse)
             self.facts = {stage.name: self.facts[stage.name] for stage in wanted} | self.facts
 
     def _path(self, stage: Stage) -> Path:
@@ -157,7 +166,7 @@ class _Run:
             return None  # whatever the stage left behind it goes on from, or refuses, itself
 
     def _asked(self, stage: Stage) -> str:
-        return digest_of([self._sources, [_plain(arg) for arg in stage.args]])
+        return digest_of([self._files, [_plain(arg) for arg in stage.args]])
 
 
 def _plain(value: Any) -> Any:
@@ -176,9 +185,12 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _stamp(source: SourceConfig) -> Any:
-    """Size and time of the files that a source names, so that an edited file is looked at again."""
-    paths = [path for path in (source.images, source.labels, source.path, *source.files) if path is not None]
+def _files(source: SourceConfig) -> list[Path]:
+    return [path for path in (source.images, source.labels, source.path, *source.files) if path is not None]
+
+
+def _stamp(paths: list[Path]) -> Any:
+    """Size and time of the files that a recipe names, so that an edited file is looked at again."""
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.exists()]
 
 

@@ -32,8 +32,12 @@ def series(rows: Sequence[Mapping[str, Any]], split: str, key: str) -> Series:
     found: dict[float, float] = {}
     for row in rows:
         value, step = row.get(key), row.get("step")
-        if row.get("split") == split and isinstance(value, (int, float)) and isinstance(step, (int, float)) \
-                and math.isfinite(value):
+        if (
+            row.get("split") == split
+            and isinstance(value, (int, float))
+            and isinstance(step, (int, float))
+            and math.isfinite(value)
+        ):
             found[float(step)] = float(value)
     steps = sorted(found)
     return Series(np.array(steps, dtype=np.float64), np.array([found[step] for step in steps], dtype=np.float64))

@@ -36,16 +36,26 @@ def write_page(path: Path, results: Mapping[str, Any], pictures: Sequence[Sequen
     from jinja2 import Environment, StrictUndefined
 
     # `finalize` sees every value on its way to the page, autoescape sees it after: no string needs remembering.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_spelled, trim_blocks=True,
-                              lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_spelled, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
     store, table = results.get("store") or {}, rows(results)
     page = template.render(
-        title=results.get("name") or "kdcache run", verdict=verdict(results), headline=_headline(results),
-        headings=HEADINGS, columns=filled(table), rows=table, nothing=NOTHING, noise=f"{NOISE:g}",
+        title=results.get("name") or "kdcache run",
+        verdict=verdict(results),
+        headline=_headline(results),
+        headings=HEADINGS,
+        columns=filled(table),
+        rows=table,
+        nothing=NOTHING,
+        noise=f"{NOISE:g}",
         seeds=results.get("seeds") or [],
-        store=_store(store, results.get("throughput") or {}), fields=_fields(store), fidelity=_fidelity(store),
-        pictures=pictures, commands=_commands(results.get("command")),
+        store=_store(store, results.get("throughput") or {}),
+        fields=_fields(store),
+        fidelity=_fidelity(store),
+        pictures=pictures,
+        commands=_commands(results.get("command")),
         environment=[(key, _plain(value)) for key, value in (results.get("environment") or {}).items()],
     )
     replace_bytes(path, f"{page}\n".encode())
@@ -68,12 +78,19 @@ def _commands(command: Any) -> list[str]:
 def _headline(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, value, unit) of the figures at the top."""
     students = {name: student for name, student in (results.get("students") or {}).items() if student.get("accuracy")}
-    found = [("Teacher", percent((results.get("teacher") or {}).get("accuracy")), "%"),
-             ("Student on labels alone", spread((results.get("baseline") or {}).get("accuracy")), "%")]
+    found = [
+        ("Teacher", percent((results.get("teacher") or {}).get("accuracy")), "%"),
+        ("Student on labels alone", spread((results.get("baseline") or {}).get("accuracy")), "%"),
+    ]
     if students:
         best = max(students.values(), key=lambda student: float(student["accuracy"]["mean"]))
-        found.append(("Distilled student" if len(students) == 1 else f"Best of {len(students)} distilled students",
-                      spread(best["accuracy"]), "%"))
+        found.append(
+            (
+                "Distilled student" if len(students) == 1 else f"Best of {len(students)} distilled students",
+                spread(best["accuracy"]),
+                "%",
+            )
+        )
         if best.get("gain"):
             found.append(("Gain" if len(students) == 1 else "Its gain", spread(best["gain"], points), "points"))
     return [item for item in found if item[1] != NOTHING]
@@ -104,8 +121,11 @@ def _fields(store: Mapping[str, Any]) -> list[tuple[str, str]]:
                 flat |= inner
                 # The configuration's dtype is that of what is stored, the field's that of what is decoded.
                 flat |= {"decoded to": field.get("dtype")} if "dtype" in inner else {}
-            parts = [_plain(value) if key == "codec" else f"{key} {_plain(value)}"
-                     for key, value in flat.items() if value not in (None, {}, [], (), "")]
+            parts = [
+                _plain(value) if key == "codec" else f"{key} {_plain(value)}"
+                for key, value in flat.items()
+                if value not in (None, {}, [], (), "")
+            ]
             found.append((str(name), ", ".join(parts)))
         else:
             found.append((str(name), _plain(field)))

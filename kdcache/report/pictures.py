@@ -58,9 +58,15 @@ def _accuracy(results: Mapping[str, Any]) -> list[Picture]:
     baseline = ((results.get("baseline") or {}).get("accuracy") or {}).get("seeds") or []
     teacher = (results.get("teacher") or {}).get("accuracy")
     said = "; ".join(f"{visible(name)} {percent(mean)} %" for name, mean in _means(results).items())
-    return [_both(lambda palette: plots.accuracy_dots(students, baseline, teacher, palette), "Accuracy by seed",
-                  "One dot for each seed, an upright for their mean, a band for ± one standard deviation. "
-                  "The axis does not begin at zero.", f"Accuracy for each seed. Means: {said}.")]
+    return [
+        _both(
+            lambda palette: plots.accuracy_dots(students, baseline, teacher, palette),
+            "Accuracy by seed",
+            "One dot for each seed, an upright for their mean, a band for ± one standard deviation. "
+            "The axis does not begin at zero.",
+            f"Accuracy for each seed. Means: {said}.",
+        )
+    ]
 
 
 def _heat(results: Mapping[str, Any]) -> list[Picture]:
@@ -75,9 +81,14 @@ def _heat(results: Mapping[str, Any]) -> list[Picture]:
             values[place] = 100 * means[name]
     if np.isnan(values).all():
         return []
-    return [_both(lambda palette: plots.grid_heat(axes, values, palette), "Accuracy over the grid",
-                  "Mean over seeds, in %. Every cell was fitted from the same store.",
-                  f"Mean accuracy over {visible(axes[0][0])} and {visible(axes[1][0])}, as in the table.")]
+    return [
+        _both(
+            lambda palette: plots.grid_heat(axes, values, palette),
+            "Accuracy over the grid",
+            "Mean over seeds, in %. Every cell was fitted from the same store.",
+            f"Mean accuracy over {visible(axes[0][0])} and {visible(axes[1][0])}, as in the table.",
+        )
+    ]
 
 
 def _place(options: Sequence[Any], option: Any) -> int | None:
@@ -88,8 +99,11 @@ def _training(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Pic
     means = _means(results)
     students = [name for name in curves if name not in ("baseline", "teacher")]
     kept = sorted(students, key=lambda name: -means.get(name, 0.0))[:SHOWN]
-    chosen = {name: curves[name] for name in dict.fromkeys([*means, *curves])
-              if name in curves and (name in kept or name not in students)}
+    chosen = {
+        name: curves[name]
+        for name in dict.fromkeys([*means, *curves])
+        if name in curves and (name in kept or name not in students)
+    }
     left_out = f" Shown: the {SHOWN} most accurate of {len(students)} students." if len(students) > SHOWN else ""
     found = []
     for split, key, title, said in CURVES:
@@ -100,9 +114,14 @@ def _training(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Pic
         def paint(palette: Palette, split: str = split, key: str = key) -> str:
             return plots.training_curves(chosen, split, key, palette)
 
-        found.append(_both(paint, title, f"{said} Mean over seeds, band ± one standard deviation, single seeds thin."
-                           f"{scales}{left_out}",
-                           f"{title} over optimiser steps for {', '.join(map(visible, chosen))}."))
+        found.append(
+            _both(
+                paint,
+                title,
+                f"{said} Mean over seeds, band ± one standard deviation, single seeds thin.{scales}{left_out}",
+                f"{title} over optimiser steps for {', '.join(map(visible, chosen))}.",
+            )
+        )
     return found
 
 
@@ -113,14 +132,20 @@ def _confidence(results: Mapping[str, Any], top: ArrayLike) -> list[Picture]:
     mean = float(np.mean(np.asarray(top, dtype=np.float64)))
     error = (results.get("teacher") or {}).get("calibration_error")
     measured = "" if error is None else f" Expected calibration error on the evaluation rows: {percent(error)} %."
-    return [_both(lambda palette: plots.confidence_bars(counts, edges, mean, palette), "How sure the teacher is",
-                  f"Top-1 probability on {counts.sum():,} rows of the store. Where all of it stands at 1, soft labels "
-                  f"say little more than hard ones.{measured}",
-                  f"Histogram of the teacher's confidence, mean {mean:.3f}.")]
+    return [
+        _both(
+            lambda palette: plots.confidence_bars(counts, edges, mean, palette),
+            "How sure the teacher is",
+            f"Top-1 probability on {counts.sum():,} rows of the store. Where all of it stands at 1, soft labels "
+            f"say little more than hard ones.{measured}",
+            f"Histogram of the teacher's confidence, mean {mean:.3f}.",
+        )
+    ]
 
 
-def _confusions(results: Mapping[str, Any], predictions: Mapping[str, ArrayLike], labels: NDArray[Any],
-                class_names: Sequence[str]) -> list[Picture]:
+def _confusions(
+    results: Mapping[str, Any], predictions: Mapping[str, ArrayLike], labels: NDArray[Any], class_names: Sequence[str]
+) -> list[Picture]:
     means = _means(results)
     students = [name for name in predictions if name not in ("baseline", "teacher")]
     best = max(students, key=lambda name: means.get(name, 0.0), default=None)
@@ -137,7 +162,12 @@ def _confusions(results: Mapping[str, Any], predictions: Mapping[str, ArrayLike]
         def paint(palette: Palette, counts: NDArray[np.int64] = counts) -> str:
             return plots.confusion_matrix(counts, names, palette)
 
-        found.append(_both(paint, f"What {who} confuses",
-                           "Of each true class (row), the share in % given to each class.",
-                           f"Confusion matrix of {who}; {percent(np.trace(counts) / counts.sum())} % on the diagonal."))
+        found.append(
+            _both(
+                paint,
+                f"What {who} confuses",
+                "Of each true class (row), the share in % given to each class.",
+                f"Confusion matrix of {who}; {percent(np.trace(counts) / counts.sum())} % on the diagonal.",
+            )
+        )
     return found

@@ -21,8 +21,9 @@ NAMED = 20  # more classes than this are not written at the axes
 WRITTEN = 12  # more classes than this are not written into the cells
 
 
-def training_curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], split: str, key: str,
-                    palette: Palette) -> str:
+def training_curves(
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], split: str, key: str, palette: Palette
+) -> str:
     """`key` over optimiser steps: every seed thin; their mean and ± sd over the steps that all of them reached."""
     scale = 100.0 if key == "accuracy" else 1.0
 
@@ -51,8 +52,9 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     return draw(paint, palette, 2.75)
 
 
-def accuracy_dots(students: Mapping[str, Sequence[float]], baseline: Sequence[float], teacher: float | None,
-                  palette: Palette) -> str:
+def accuracy_dots(
+    students: Mapping[str, Sequence[float]], baseline: Sequence[float], teacher: float | None, palette: Palette
+) -> str:
     """A dot for each seed, a band for mean ± sd, the teacher as a line; bars from zero would hide the difference."""
     groups = {**students, **({"baseline": baseline} if len(baseline) else {})}
 
@@ -63,12 +65,21 @@ def accuracy_dots(students: Mapping[str, Sequence[float]], baseline: Sequence[fl
             mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
             axes.plot([mean - sd, mean + sd], [row, row], color=colour, linewidth=5, alpha=0.28, solid_capstyle="butt")
             axes.plot([mean, mean], [row - 0.24, row + 0.24], color=colour, linewidth=1.8, solid_capstyle="butt")
-            axes.plot(values, np.full(len(values), row), "o", color=colour, markersize=3.6, alpha=0.85,
-                      markeredgewidth=0)
+            axes.plot(
+                values, np.full(len(values), row), "o", color=colour, markersize=3.6, alpha=0.85, markeredgewidth=0
+            )
         if teacher is not None:
             axes.axvline(100 * teacher, color=palette.ink, linewidth=1.0, linestyle=(0, (4, 2)))
-            axes.annotate(f"teacher {100 * teacher:.2f}", (100 * teacher, 1.0), xycoords=("data", "axes fraction"),
-                          xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", color=palette.ink)
+            axes.annotate(
+                f"teacher {100 * teacher:.2f}",
+                (100 * teacher, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                color=palette.ink,
+            )
         axes.set_yticks(range(len(groups)), [_label(name, 20) for name in groups], color=palette.ink)
         axes.set_ylim(len(groups) - 0.45, -0.55)
         axes.margins(x=0.1)
@@ -85,11 +96,27 @@ def confidence_bars(counts: NDArray[np.int64], edges: NDArray[np.float64], mean:
     def paint(figure: Any, palette: Palette) -> None:
         axes = figure.subplots()
         share = 100 * counts / max(int(counts.sum()), 1)
-        axes.bar(edges[:-1], share, width=np.diff(edges), align="edge", color=palette.series[0], alpha=0.85,
-                 edgecolor=palette.surface, linewidth=1.2)
+        axes.bar(
+            edges[:-1],
+            share,
+            width=np.diff(edges),
+            align="edge",
+            color=palette.series[0],
+            alpha=0.85,
+            edgecolor=palette.surface,
+            linewidth=1.2,
+        )
         axes.axvline(mean, color=palette.ink, linewidth=1.0, linestyle=(0, (4, 2)))
-        axes.annotate(f"mean {mean:.3f}", (mean, 1.0), xycoords=("data", "axes fraction"), xytext=(-4, -2),
-                      textcoords="offset points", ha="right", va="top", color=palette.ink)
+        axes.annotate(
+            f"mean {mean:.3f}",
+            (mean, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4, -2),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=palette.ink,
+        )
         axes.set_xlim(0, 1)
         axes.tick_params(axis="x", pad=6)
         _horizontal(axes)
@@ -161,8 +188,15 @@ def _horizontal(axes: Any) -> None:
 def _legend(figure: Any, handles: Sequence[Any]) -> None:
     if handles:
         columns = min(len(handles), 3 if max(len(handle.get_label()) for handle in handles) < 16 else 2)
-        figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=1.8, columnspacing=1.4,
-                      borderpad=0.0, borderaxespad=0.2)
+        figure.legend(
+            handles=handles,
+            loc="outside upper left",
+            ncols=columns,
+            handlelength=1.8,
+            columnspacing=1.4,
+            borderpad=0.0,
+            borderaxespad=0.2,
+        )
 
 
 def _cells(axes: Any, values: NDArray[np.float64], norm: Any, palette: Palette) -> Callable[[float], Any]:
@@ -170,8 +204,16 @@ def _cells(axes: Any, values: NDArray[np.float64], norm: Any, palette: Palette) 
     colours = LinearSegmentedColormap.from_list("kdcache", [palette.low, palette.high])
     rows, columns = values.shape
     gap = 1.0 if max(rows, columns) <= NAMED else 0.0
-    axes.pcolormesh(np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, np.ma.masked_invalid(values), cmap=colours,
-                    norm=norm, edgecolor=palette.surface if gap else "face", linewidth=gap, rasterized=not gap)
+    axes.pcolormesh(
+        np.arange(columns + 1) - 0.5,
+        np.arange(rows + 1) - 0.5,
+        np.ma.masked_invalid(values),
+        cmap=colours,
+        norm=norm,
+        edgecolor=palette.surface if gap else "face",
+        linewidth=gap,
+        rasterized=not gap,
+    )
     axes.set_ylim(rows - 0.5, -0.5)
     axes.spines["bottom"].set_visible(False)
     return lambda value: colours(norm(value))

@@ -29,20 +29,58 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
     found = []
     teacher = results.get("teacher")
     if isinstance(teacher, Mapping):
-        found.append(Row("teacher", "teacher", str(teacher.get("model") or ""), (
-            percent(teacher.get("accuracy")), NOTHING, NOTHING, NOTHING, NOTHING,
-            count(teacher.get("parameters")), amount(teacher.get("seconds")))))
+        found.append(
+            Row(
+                "teacher",
+                "teacher",
+                str(teacher.get("model") or ""),
+                (
+                    percent(teacher.get("accuracy")),
+                    NOTHING,
+                    NOTHING,
+                    NOTHING,
+                    NOTHING,
+                    count(teacher.get("parameters")),
+                    amount(teacher.get("seconds")),
+                ),
+            )
+        )
     baseline = results.get("baseline")
     if isinstance(baseline, Mapping):
-        found.append(Row("baseline", "baseline", "the same student on labels alone", (
-            spread(baseline.get("accuracy")), NOTHING, NOTHING, NOTHING, percent(baseline.get("agreement")),
-            count(baseline.get("parameters")), amount(baseline.get("seconds")))))
+        found.append(
+            Row(
+                "baseline",
+                "baseline",
+                "the same student on labels alone",
+                (
+                    spread(baseline.get("accuracy")),
+                    NOTHING,
+                    NOTHING,
+                    NOTHING,
+                    percent(baseline.get("agreement")),
+                    count(baseline.get("parameters")),
+                    amount(baseline.get("seconds")),
+                ),
+            )
+        )
     for name, student in (results.get("students") or {}).items():
         gain = student.get("gain") or {}
-        found.append(Row(str(name), "student", objective_words(student.get("objective")), (
-            spread(student.get("accuracy")), spread(gain, points), amount(gain.get("in_sds")),
-            {True: "yes", False: "no", None: NOTHING}[beyond_noise(gain)], percent(student.get("agreement")),
-            count(student.get("parameters")), amount(student.get("seconds")))))
+        found.append(
+            Row(
+                str(name),
+                "student",
+                objective_words(student.get("objective")),
+                (
+                    spread(student.get("accuracy")),
+                    spread(gain, points),
+                    amount(gain.get("in_sds")),
+                    {True: "yes", False: "no", None: NOTHING}[beyond_noise(gain)],
+                    percent(student.get("agreement")),
+                    count(student.get("parameters")),
+                    amount(student.get("seconds")),
+                ),
+            )
+        )
     return found
 
 

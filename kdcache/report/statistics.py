@@ -31,8 +31,9 @@ def paired(student: Sequence[float], baseline: Sequence[float]) -> dict[str, Any
     `in_sds` = mean difference / max(sd of the student, sd of the baseline); None where neither has any spread.
     """
     if len(student) != len(baseline):
-        raise UsageError(f"gain: {len(student)} student runs against {len(baseline)} baseline runs; "
-                         "fit both over the same seeds")
+        raise UsageError(
+            f"gain: {len(student)} student runs against {len(baseline)} baseline runs; fit both over the same seeds"
+        )
     ours, theirs = summarise(student), summarise(baseline)
     gain = summarise([a - b for a, b in zip(ours["seeds"], theirs["seeds"], strict=True)])
     spread = max(ours["sd"], theirs["sd"])
@@ -46,8 +47,10 @@ def confusion(predictions: ArrayLike, labels: ArrayLike, classes: int) -> NDArra
     guessed, truth = guessed[known], truth[known]
     for name, values in (("predictions", guessed), ("labels", truth)):
         if values.size and not 0 <= values.min() <= values.max() < classes:
-            raise UsageError(f"confusion: {name} span {values.min()}..{values.max()}, but there are {classes} classes; "
-                             "evaluate on a source with the same classes")
+            raise UsageError(
+                f"confusion: {name} span {values.min()}..{values.max()}, but there are {classes} classes; "
+                "evaluate on a source with the same classes"
+            )
     counts = np.bincount(truth * classes + guessed, minlength=classes * classes)
     return counts.reshape(classes, classes).astype(np.int64)
 
@@ -65,8 +68,9 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = BIN
     """
     probability, right = _probabilities(confidence), np.asarray(correct, dtype=np.float64)
     if probability.shape != right.shape:
-        raise UsageError(f"calibration: {probability.size} confidences against {right.size} outcomes; "
-                         "give both for the same rows")
+        raise UsageError(
+            f"calibration: {probability.size} confidences against {right.size} outcomes; give both for the same rows"
+        )
     if not probability.size:
         raise UsageError("calibration: no rows; give at least one")
     bin_of = np.minimum((probability * bins).astype(np.int64), bins - 1)

@@ -34,22 +34,55 @@ class Palette:
     series: tuple[str, ...]
 
 
-LIGHT = Palette("#1c2126", "#626b75", "#dfe3e7", "#ffffff", "#8a929b", "#f3f6f9", "#1f5fa6", "#ffffff",
-                ("#1f5fa6", "#c2620c", "#1d8065", "#7a4fa3", "#b03a5b", "#8c7400", "#3d8fb5"))
-DARK = Palette("#e6e9ec", "#9aa4ae", "#333a42", "#15181c", "#8a939d", "#1d2228", "#79b0ec", "#10151a",
-               ("#79b0ec", "#eda35c", "#5cc3a4", "#b996dd", "#e8839f", "#d3bb55", "#8ccbe3"))
+LIGHT = Palette(
+    "#1c2126",
+    "#626b75",
+    "#dfe3e7",
+    "#ffffff",
+    "#8a929b",
+    "#f3f6f9",
+    "#1f5fa6",
+    "#ffffff",
+    ("#1f5fa6", "#c2620c", "#1d8065", "#7a4fa3", "#b03a5b", "#8c7400", "#3d8fb5"),
+)
+DARK = Palette(
+    "#e6e9ec",
+    "#9aa4ae",
+    "#333a42",
+    "#15181c",
+    "#8a939d",
+    "#1d2228",
+    "#79b0ec",
+    "#10151a",
+    ("#79b0ec", "#eda35c", "#5cc3a4", "#b996dd", "#e8839f", "#d3bb55", "#8ccbe3"),
+)
 
 
 def draw(paint: Callable[[Any, Palette], None], palette: Palette, height: float) -> str:
     """Run `paint(figure, palette)` on a figure `height` inches high; returns an SVG `data:` URI."""
     settings = {
-        "svg.hashsalt": "kdcache", "svg.fonttype": "none", "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"], "text.parse_math": False, "font.size": 8.0,
-        "text.color": palette.ink, "axes.labelcolor": palette.muted, "xtick.color": palette.muted,
-        "ytick.color": palette.muted, "axes.edgecolor": palette.rule, "axes.facecolor": "none",
-        "grid.color": palette.rule, "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.spines.left": False, "axes.axisbelow": True, "xtick.major.size": 0.0, "ytick.major.size": 0.0,
-        "lines.linewidth": 1.4, "legend.frameon": False,
+        "svg.hashsalt": "kdcache",
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "text.parse_math": False,
+        "font.size": 8.0,
+        "text.color": palette.ink,
+        "axes.labelcolor": palette.muted,
+        "xtick.color": palette.muted,
+        "ytick.color": palette.muted,
+        "axes.edgecolor": palette.rule,
+        "axes.facecolor": "none",
+        "grid.color": palette.rule,
+        "grid.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.axisbelow": True,
+        "xtick.major.size": 0.0,
+        "ytick.major.size": 0.0,
+        "lines.linewidth": 1.4,
+        "legend.frameon": False,
     }
     page = io.BytesIO()
     with matplotlib.style.context(["default", settings]), warnings.catch_warnings():

@@ -24,13 +24,15 @@ def verdict(results: Mapping[str, Any]) -> str:
     if not students:
         return "No student was fitted, so this run says nothing about what distillation brings."
     if not any(isinstance(student.get("accuracy"), Mapping) for student in students.values()):
-        return ("No accuracy was measured (the recipe names no eval_source), "
-                "so this run says nothing about what distillation brings.")
+        return (
+            "No accuracy was measured (the recipe names no eval_source), "
+            "so this run says nothing about what distillation brings."
+        )
     gains = {name: student["gain"] for name, student in students.items() if student.get("gain")}
     if not gains:
         return "No baseline was fitted beside the students, so what distillation brings was not measured."
     if len(gains) == 1:
-        (name, gain), = gains.items()
+        ((name, gain),) = gains.items()
         return f"{_single(gain)} {_against_teacher(results, students[name])}".strip()
     return _several(gains)
 
@@ -42,15 +44,21 @@ def _single(gain: Mapping[str, Any]) -> str:
     if beyond is None:
         why = "one seed shows no spread" if runs == 1 else f"the {runs} seeds show no spread"
         direction = "above" if gain["mean"] >= 0 else "below"
-        return (f"The distilled student is {size} {direction} the same student fitted on labels alone; "
-                f"{why}, so this cannot be told from noise.")
+        return (
+            f"The distilled student is {size} {direction} the same student fitted on labels alone; "
+            f"{why}, so this cannot be told from noise."
+        )
     ratio = amount(abs(gain["in_sds"]))
     if not beyond:
-        return (f"Within noise: the distilled student differs from the same student fitted on labels alone by "
-                f"{points(gain['mean'])} points, only {ratio} times the larger standard deviation over {runs} seeds.")
+        return (
+            f"Within noise: the distilled student differs from the same student fitted on labels alone by "
+            f"{points(gain['mean'])} points, only {ratio} times the larger standard deviation over {runs} seeds."
+        )
     effect = "raised" if gain["mean"] > 0 else "lowered"
-    return (f"Distillation {effect} accuracy by {size} over the same student fitted on labels alone: "
-            f"{ratio} times the larger standard deviation over {runs} seeds, more than noise.")
+    return (
+        f"Distillation {effect} accuracy by {size} over the same student fitted on labels alone: "
+        f"{ratio} times the larger standard deviation over {runs} seeds, more than noise."
+    )
 
 
 def _against_teacher(results: Mapping[str, Any], student: Mapping[str, Any]) -> str:
@@ -69,8 +77,12 @@ def _several(gains: Mapping[str, Mapping[str, Any]]) -> str:
     above = sum(bool(judged[name]) and gains[name]["mean"] > 0 for name in gains)
     below = sum(bool(judged[name]) and gains[name]["mean"] < 0 for name in gains)
     if not above and not below:
-        return (f"Within noise: none of the {len(gains)} students differs from the baseline by {NOISE:g} standard "
-                f"deviations. {largest}.")
+        return (
+            f"Within noise: none of the {len(gains)} students differs from the baseline by {NOISE:g} standard "
+            f"deviations. {largest}."
+        )
     lower = f", {below} fell below it by as much" if below else ""
-    return (f"Of {len(gains)} students, {above} beat the baseline, fitted on labels alone, by more than noise{lower}. "
-            f"{largest}; picked as the best of {len(gains)} on the evaluation rows, it flatters itself a little.")
+    return (
+        f"Of {len(gains)} students, {above} beat the baseline, fitted on labels alone, by more than noise{lower}. "
+        f"{largest}; picked as the best of {len(gains)} on the evaluation rows, it flatters itself a little."
+    )

@@ -26,7 +26,7 @@ def short(text: object, limit: int) -> str:
     if len(words) <= limit:
         return words
     head = (limit - 1) * 2 // 3
-    return f"{words[:head]}…{words[head + 1 - limit:]}"
+    return f"{words[:head]}…{words[head + 1 - limit :]}"
 
 
 def _number(value: object) -> float | None:
@@ -99,8 +99,9 @@ def _worded(value: object) -> str:
 def _term(term: object) -> str:
     if not isinstance(term, Mapping):
         return visible(term)
-    rest = [f"{key} {_worded(value)}" for key, value in term.items()
-            if key not in ("name", "weight") and value is not None]
+    rest = [
+        f"{key} {_worded(value)}" for key, value in term.items() if key not in ("name", "weight") and value is not None
+    ]
     weight = term.get("weight", 1.0)
     name = visible(term.get("name", NOTHING))
     factor = "" if weight == 1 else f"{_worded(weight)} "

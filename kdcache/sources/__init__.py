@@ -18,7 +18,15 @@ from kdcache.sources.source import Source
 from kdcache.sources.subset import LabelledSource, keep_labels, keep_rows
 
 __all__ = [
-    "Dataset", "Download", "Source", "Split", "fetch", "find_dataset", "is_present", "known_datasets", "open_source",
+    "Dataset",
+    "Download",
+    "Source",
+    "Split",
+    "fetch",
+    "find_dataset",
+    "is_present",
+    "known_datasets",
+    "open_source",
 ]
 
 # The keys of [source] that each kind takes, beside rows, labelled and seed, which all take.
@@ -58,11 +66,11 @@ def _open(config: SourceConfig) -> LabelledSource:
             return open_idx(images, config.labels, name=images.name)
         case "cifar":
             if not config.files:
-                raise UsageError("[source] kind = \"cifar\" needs `files`, the list of its record files")
+                raise UsageError('[source] kind = "cifar" needs `files`, the list of its record files')
             return open_cifar(config.files, config.label, name=config.files[0].name)
         case "arrays":
             if (config.path is None) == (config.images is None):
-                raise UsageError("[source] kind = \"arrays\" needs either `path` (an .npz) or `images` (an .npy)")
+                raise UsageError('[source] kind = "arrays" needs either `path` (an .npz) or `images` (an .npy)')
             if config.path is not None:
                 return open_npz(config.path, config.input_key, config.label_key, name=config.path.name)
             images = _given(config.images, config, "images")
@@ -72,7 +80,7 @@ def _open(config: SourceConfig) -> LabelledSource:
             return open_folder(path, config.size, name=path.name)
         case "python":
             if config.factory is None:
-                raise UsageError("[source] kind = \"python\" needs `factory`, written as package.module:factory")
+                raise UsageError('[source] kind = "python" needs `factory`, written as package.module:factory')
             return open_python(config.factory, config.args)
         case _:
             return open_digits(config.split)
@@ -89,5 +97,5 @@ def _check_keys(config: SourceConfig) -> None:
     for key, field in type(config).model_fields.items():
         is_set = getattr(config, key) != field.get_default(call_default_factory=True)
         if is_set and key not in _KEYS[kind] | _SHARED:
-            what = "dataset" if kind == "dataset" else f"kind = \"{kind}\""
+            what = "dataset" if kind == "dataset" else f'kind = "{kind}"'
             raise UsageError(f"[source] `{key}` is not for {what}, which takes {', '.join(sorted(_KEYS[kind]))}")

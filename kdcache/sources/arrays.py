@@ -30,8 +30,10 @@ def open_npz(path: Path, input_key: str, label_key: str, *, name: str) -> ArrayS
         with zipfile.ZipFile(path) as archive:
             members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
             if input_key not in members:
-                raise SourceError(f"{path}: has no member {input_key!r}, it has {sorted(members)}; "
-                                  "name the inputs by input_key and the labels by label_key")
+                raise SourceError(
+                    f"{path}: has no member {input_key!r}, it has {sorted(members)}; "
+                    "name the inputs by input_key and the labels by label_key"
+                )
             inputs = _member(archive, members[input_key], f"{path}: {input_key}")
             labels = None
             if label_key in members:
@@ -45,15 +47,17 @@ def open_npz(path: Path, input_key: str, label_key: str, *, name: str) -> ArrayS
     return _source(name, inputs, f"{path}: {input_key}", labels, f"{path}: {label_key}")
 
 
-def _source(name: str, inputs: npt.NDArray[Any], place: str, labels: npt.NDArray[Any] | None,
-            labels_place: str) -> ArraySource:
+def _source(
+    name: str, inputs: npt.NDArray[Any], place: str, labels: npt.NDArray[Any] | None, labels_place: str
+) -> ArraySource:
     if not inputs.ndim or not inputs.size:
         raise SourceError(f"{place}: shape {list(inputs.shape)} holds no samples; expected [N, …]")
     describe(inputs, place)
     targets = None if labels is None else checked_labels(labels, None, labels_place)
     if targets is not None and len(targets) != len(inputs):
-        raise SourceError(f"{place} holds {len(inputs)} samples and {labels_place} holds {len(targets)} labels; "
-                          "they must be as many")
+        raise SourceError(
+            f"{place} holds {len(inputs)} samples and {labels_place} holds {len(targets)} labels; they must be as many"
+        )
     return ArraySource(name, inputs, targets, classes=count_classes(targets))
 
 
@@ -75,8 +79,10 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
 def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: str) -> npt.NDArray[Any]:
     size = min(entry.file_size, entry.compress_size * DEFLATE_RATIO)
     if size > MEMORY_LIMIT:
-        raise SourceError(f"{place}: {size} bytes are more than the {MEMORY_LIMIT} that are read into memory; "
-                          "save it as .npy, which is memory-mapped")
+        raise SourceError(
+            f"{place}: {size} bytes are more than the {MEMORY_LIMIT} that are read into memory; "
+            "save it as .npy, which is memory-mapped"
+        )
     with archive.open(entry) as file:
         _header(file, size, place)
     with archive.open(entry) as file:
@@ -98,5 +104,7 @@ def _header(file: IO[bytes], size: int, place: str) -> None:
         raise SourceError(f"{place}: holds Python objects, which only pickle could read; save an array of numbers")
     found, declared = size - file.tell(), math.prod(shape) * dtype.itemsize
     if found != declared or any(length < 0 for length in shape):
-        raise SourceError(f"{place}: its header says {list(shape)} of {dtype} = {declared} bytes, but {found} follow; "
-                          "it is cut short or damaged")
+        raise SourceError(
+            f"{place}: its header says {list(shape)} of {dtype} = {declared} bytes, but {found} follow; "
+            "it is cut short or damaged"
+        )

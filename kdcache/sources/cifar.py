@@ -25,8 +25,14 @@ _LIMIT = 1 << 30
 Records = npt.NDArray[np.uint8]
 
 
-def open_cifar(files: Sequence[Path], label: Literal["fine", "coarse"] = "fine", *, name: str,
-               label_bytes: int | None = None, class_names: tuple[str, ...] = ()) -> ArraySource:
+def open_cifar(
+    files: Sequence[Path],
+    label: Literal["fine", "coarse"] = "fine",
+    *,
+    name: str,
+    label_bytes: int | None = None,
+    class_names: tuple[str, ...] = (),
+) -> ArraySource:
     """Images uint8 [3, 32, 32] of the records of all files, one file after the other.
 
     `label_bytes` (1: CIFAR-10, 2: CIFAR-100) is told from the files where it is not given.
@@ -36,11 +42,15 @@ def open_cifar(files: Sequence[Path], label: Literal["fine", "coarse"] = "fine",
     first = kinds[0]
     for path, kind in zip(files, kinds, strict=True):
         if kind != first:
-            raise SourceError(f"{path} holds {_NAMES[kind]} records and {files[0]} holds {_NAMES[first]} records; "
-                              "one source takes one kind")
+            raise SourceError(
+                f"{path} holds {_NAMES[kind]} records and {files[0]} holds {_NAMES[first]} records; "
+                "one source takes one kind"
+            )
     if label == "coarse" and first == 1:
-        raise SourceError(f"{files[0]}: holds CIFAR-10 records, which have one label; label = \"coarse\" needs "
-                          f"the {_PIXELS + 2}-byte records of CIFAR-100")
+        raise SourceError(
+            f'{files[0]}: holds CIFAR-10 records, which have one label; label = "coarse" needs '
+            f"the {_PIXELS + 2}-byte records of CIFAR-100"
+        )
     column = 1 if first == 2 and label == "fine" else 0
     records = [_records(path, content, first) for path, content in zip(files, contents, strict=True)]
     del contents
@@ -54,8 +64,10 @@ def _contents(path: Path) -> Records:
         # One byte more than allowed, to see whether there is one.
         content = fill(file, min(most, _LIMIT) + 1, str(path))
     if len(content) > _LIMIT:
-        raise SourceError(f"{path}: more than {_LIMIT} bytes; CIFAR files hold 154 MB at most: "
-                          "split it, or save it as .npy and open it with kind = \"arrays\"")
+        raise SourceError(
+            f"{path}: more than {_LIMIT} bytes; CIFAR files hold 154 MB at most: "
+            'split it, or save it as .npy and open it with kind = "arrays"'
+        )
     if not len(content):
         raise SourceError(f"{path}: empty; expected CIFAR records of {_PIXELS + 1} or {_PIXELS + 2} bytes")
     return content
@@ -67,11 +79,15 @@ def _label_bytes(path: Path, content: Records) -> int:
     if len(fitting) > 1:
         fitting = [kind for kind in fitting if _plausible(content, kind)] or fitting
     if not fitting:
-        raise SourceError(f"{path}: {len(content)} bytes are no whole number of records of {_PIXELS + 1} (CIFAR-10) "
-                          f"or {_PIXELS + 2} bytes (CIFAR-100): it is cut short or of another format")
+        raise SourceError(
+            f"{path}: {len(content)} bytes are no whole number of records of {_PIXELS + 1} (CIFAR-10) "
+            f"or {_PIXELS + 2} bytes (CIFAR-100): it is cut short or of another format"
+        )
     if len(fitting) > 1:
-        raise SourceError(f"{path}: {len(content)} bytes can be read as CIFAR-10 and as CIFAR-100 records, "
-                          "and the labels do not tell which: split the file into two of unequal size")
+        raise SourceError(
+            f"{path}: {len(content)} bytes can be read as CIFAR-10 and as CIFAR-100 records, "
+            "and the labels do not tell which: split the file into two of unequal size"
+        )
     return fitting[0]
 
 
@@ -83,8 +99,10 @@ def _plausible(content: Records, kind: int) -> bool:
 def _records(path: Path, content: Records, kind: int) -> Records:
     width = _PIXELS + kind
     if len(content) % width:
-        raise SourceError(f"{path}: {len(content)} bytes are no whole number of {_NAMES[kind]} records "
-                          f"of {width} bytes: it is cut short or of another format")
+        raise SourceError(
+            f"{path}: {len(content)} bytes are no whole number of {_NAMES[kind]} records "
+            f"of {width} bytes: it is cut short or of another format"
+        )
     records = content.reshape(-1, width)
     for column, (what, limit) in enumerate(_RANGES[kind]):
         checked_labels(records[:, column], limit, f"{path} ({what})")

@@ -22,8 +22,13 @@ def open_digits(split: str) -> Subset:
     except ImportError as error:
         raise MissingExtra("scikit-learn", "demo", "the digits source") from error
     found = load_digits()
-    whole = ArraySource("digits", found.images.astype(np.uint8), found.target.astype(np.int64), classes=10,
-                        class_names=tuple(str(digit) for digit in range(10)))
+    whole = ArraySource(
+        "digits",
+        found.images.astype(np.uint8),
+        found.target.astype(np.int64),
+        classes=10,
+        class_names=tuple(str(digit) for digit in range(10)),
+    )
     ids = whole.ids()
     kept = choose(ids, _TEST_ROWS, "digits", 0)
     if split == "train":

@@ -22,8 +22,9 @@ Progress = Callable[[str, int, int], None]
 _CHUNK = 1 << 16
 
 
-def download(url: str, target: Path, *, sha256: str, size: int, progress: Progress | None = None,
-             timeout: float = 30.0) -> None:
+def download(
+    url: str, target: Path, *, sha256: str, size: int, progress: Progress | None = None, timeout: float = 30.0
+) -> None:
     """Brings `url` to `target`. What has arrived is kept in `target`.part, so that the next call goes on from there.
 
     Raises StorageError where the network or the disk failed, SourceError where the server's file is another one.
@@ -41,14 +42,17 @@ def download(url: str, target: Path, *, sha256: str, size: int, progress: Progre
         found = file_digest(part)
         if found != sha256:
             part.unlink()
-            raise SourceError(f"{url}: expected sha256 {sha256}, found {found}; what was fetched is removed, "
-                              "run the command again")
+            raise SourceError(
+                f"{url}: expected sha256 {sha256}, found {found}; what was fetched is removed, run the command again"
+            )
         replace(part, target)
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"{target}: cannot be written ({error.strerror or error}); "
-                           "free some space or name another folder with --root") from error
+        raise StorageError(
+            f"{target}: cannot be written ({error.strerror or error}); "
+            "free some space or name another folder with --root"
+        ) from error
 
 
 def _transfer(url: str, part: Path, have: int, size: int, progress: Progress, timeout: float) -> None:
@@ -56,8 +60,10 @@ def _transfer(url: str, part: Path, have: int, size: int, progress: Progress, ti
         if answer.status != 206:  # the server sends the whole file, whatever it was asked for
             have = 0
         elif not (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
-            raise StorageError(f"{url}: asked from byte {have} on, it sent {answer.headers.get('Content-Range')!r}; "
-                               f"remove {part} and run the command again")
+            raise StorageError(
+                f"{url}: asked from byte {have} on, it sent {answer.headers.get('Content-Range')!r}; "
+                f"remove {part} and run the command again"
+            )
         coming = answer.headers.get("Content-Length")
         if coming is not None and coming != str(size - have):
             raise SourceError(f"{url}: the server offers {coming} bytes, expected {size - have}: it is another file")
@@ -70,8 +76,9 @@ def _transfer(url: str, part: Path, have: int, size: int, progress: Progress, ti
                 file.write(chunk)
                 progress(part.stem, have, size)
     if have < size:
-        raise StorageError(f"{url}: the connection ended after {have} of {size} bytes; "
-                           "run the same command again to go on from there")
+        raise StorageError(
+            f"{url}: the connection ended after {have} of {size} bytes; run the same command again to go on from there"
+        )
 
 
 def _answer(url: str, have: int, timeout: float) -> http.client.HTTPResponse:
@@ -93,15 +100,23 @@ def _received(answer: http.client.HTTPResponse, url: str, have: int, size: int) 
     try:
         return answer.read(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise StorageError(f"{url}: the connection broke after {have} of {size} bytes ({error}); "
-                           "run the same command again to go on from there") from error
+        raise StorageError(
+            f"{url}: the connection broke after {have} of {size} bytes ({error}); "
+            "run the same command again to go on from there"
+        ) from error
 
 
 def _opener() -> urllib.request.OpenerDirector:
     """Of urllib's handlers those for http and https alone, so that no redirection leads to a file or to FTP."""
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
-                    urllib.request.HTTPRedirectHandler, urllib.request.HTTPDefaultErrorHandler,
-                    urllib.request.HTTPErrorProcessor, urllib.request.UnknownHandler):
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
         opener.add_handler(handler())
     return opener

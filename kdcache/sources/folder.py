@@ -27,8 +27,9 @@ class FolderSource:
     resizing the shorter side and cropping the centre gives. Without, all images must be of one size.
     """
 
-    def __init__(self, name: str, root: Path, files: tuple[str, ...], labels: Ids, class_names: tuple[str, ...],
-                 size: int | None) -> None:
+    def __init__(
+        self, name: str, root: Path, files: tuple[str, ...], labels: Ids, class_names: tuple[str, ...], size: int | None
+    ) -> None:
         self.name = name
         self.class_names = class_names
         self.classes: int | None = len(class_names)
@@ -56,8 +57,10 @@ class FolderSource:
         for row, file in enumerate(ids):
             image = _image(self._root / self._files[file], self._size)
             if image.shape != shape:
-                raise SourceError(f"{self._root / self._files[file]}: {image.shape[2]}×{image.shape[1]} pixels, but "
-                                  f"{self._files[0]} has {shape[2]}×{shape[1]}; give `size` to bring them to one size")
+                raise SourceError(
+                    f"{self._root / self._files[file]}: {image.shape[2]}×{image.shape[1]} pixels, but "
+                    f"{self._files[0]} has {shape[2]}×{shape[1]}; give `size` to bring them to one size"
+                )
             images[row] = image
         return {"input": images, "label": self._labels[ids]}
 
@@ -77,8 +80,10 @@ def open_folder(path: Path, size: int | None, *, name: str) -> FolderSource:
         for label, class_name in enumerate(classes):
             found = _images(root, class_name)
             if not found:
-                raise SourceError(f"{root / class_name}: holds no images ({', '.join(sorted(_SUFFIXES))}); "
-                                  "each subfolder is a class and needs at least one")
+                raise SourceError(
+                    f"{root / class_name}: holds no images ({', '.join(sorted(_SUFFIXES))}); "
+                    "each subfolder is a class and needs at least one"
+                )
             names += found
             labels += [label] * len(found)
     except OSError as error:
@@ -120,8 +125,9 @@ def _image(path: Path, size: int | None) -> npt.NDArray[np.uint8]:
             if size:
                 side = min(width, height)
                 left, top = (width - side) / 2, (height - side) / 2
-                picture = picture.resize((size, size), Image.Resampling.BILINEAR,
-                                         box=(left, top, left + side, top + side))
+                picture = picture.resize(
+                    (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+                )
             return np.ascontiguousarray(np.asarray(picture, np.uint8).transpose(2, 0, 1))
     except SourceError:
         raise

@@ -19,15 +19,18 @@ _IMAGES, _LABELS = 2051, 2049
 _KINDS = {_IMAGES: "images", _LABELS: "labels"}
 
 
-def open_idx(images: Path, labels: Path | None, *, name: str, classes: int | None = None,
-             class_names: tuple[str, ...] = ()) -> ArraySource:
+def open_idx(
+    images: Path, labels: Path | None, *, name: str, classes: int | None = None, class_names: tuple[str, ...] = ()
+) -> ArraySource:
     """Images uint8 [H, W] with their labels, read into memory."""
     targets = None
     if labels is not None:
         count, found = _rows(images, _IMAGES), _rows(labels, _LABELS)
         if count != found:
-            raise SourceError(f"{images} holds {count} images and {labels} holds {found} labels; "
-                              "they must be as many: is one of them of another split?")
+            raise SourceError(
+                f"{images} holds {count} images and {labels} holds {found} labels; "
+                "they must be as many: is one of them of another split?"
+            )
         targets = checked_labels(read_idx(labels, _LABELS), classes, str(labels))
     inputs = read_idx(images, _IMAGES)
     return ArraySource(name, inputs, targets, classes=classes or count_classes(targets), class_names=class_names)

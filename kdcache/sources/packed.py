@@ -56,19 +56,22 @@ def open_packed(path: Path) -> Iterator[tuple[io.BufferedIOBase, int, bool]]:
 def fill(file: io.BufferedIOBase, size: int, place: str) -> npt.NDArray[np.uint8]:
     """The next `size` bytes, fewer where the file ends before."""
     if size > MEMORY_LIMIT:
-        raise SourceError(f"{place}: {size} bytes are more than the {MEMORY_LIMIT} that are read into memory; "
-                          "save it as .npy and open it with kind = \"arrays\"")
+        raise SourceError(
+            f"{place}: {size} bytes are more than the {MEMORY_LIMIT} that are read into memory; "
+            'save it as .npy and open it with kind = "arrays"'
+        )
     try:
         values = np.empty(size, np.uint8)
     except MemoryError:
-        raise SourceError(f"{place}: {size} bytes do not fit into memory; "
-                          "save it as .npy and open it with kind = \"arrays\"") from None
+        raise SourceError(
+            f'{place}: {size} bytes do not fit into memory; save it as .npy and open it with kind = "arrays"'
+        ) from None
     view: Any = memoryview(values)  # type: ignore[arg-type]
     filled = 0
     while filled < size:
         piece = file.read(min(_CHUNK, size - filled))
         if not piece:
             break
-        view[filled:filled + len(piece)] = piece
+        view[filled : filled + len(piece)] = piece
         filled += len(piece)
     return values[:filled]

@@ -45,8 +45,10 @@ class PythonSource:
         self.class_names: tuple[str, ...] = tuple(str(each) for each in getattr(inner, "class_names", ()) or ())
         self.arrays: dict[str, Array] = {}
         first = self._asked(self._ids[:1])
-        self.arrays = {key: LABEL if key == "label" else describe(values, f"{name}: read()[{key!r}]")
-                       for key, values in first.items()}
+        self.arrays = {
+            key: LABEL if key == "label" else describe(values, f"{name}: read()[{key!r}]")
+            for key, values in first.items()
+        }
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -83,7 +85,7 @@ class PythonSource:
     def _runs(self) -> Iterator[Ids]:
         step = max(1, _CHUNK_BYTES // max(1, self.arrays["input"].width))
         for start in range(0, len(self), step):
-            yield self._ids[start:start + step]
+            yield self._ids[start : start + step]
 
     def _checked_ids(self) -> Ids:
         own = getattr(self._inner, "ids", None)
@@ -91,8 +93,10 @@ class PythonSource:
         ids = np.asarray(own()) if callable(own) else np.arange(count)
         whole = count > 0 and ids.shape == (count,) and ids.dtype.kind in "iu"
         if not whole or (np.diff(ids.astype(np.int64)) < 1).any():
-            raise SourceError(f"{self.name}: has {count} samples and ids {ids.dtype} {list(ids.shape)}; "
-                              "expected at least one sample and as many whole numbers, ascending")
+            raise SourceError(
+                f"{self.name}: has {count} samples and ids {ids.dtype} {list(ids.shape)}; "
+                "expected at least one sample and as many whole numbers, ascending"
+            )
         return ids.astype(np.int64)
 
     def _asked(self, ids: Ids) -> Rows:
@@ -147,8 +151,10 @@ def _factory(reference: str) -> Callable[..., Any]:
     except AttributeError as error:
         raise UsageError(f"{reference}: the module has no {attribute!r} ({error})") from error
     except Exception as error:  # importing runs somebody else's code
-        raise UsageError(f"{reference}: the module cannot be imported ({type(error).__name__}: {error}); "
-                         "is it installed, or its folder in PYTHONPATH?") from error
+        raise UsageError(
+            f"{reference}: the module cannot be imported ({type(error).__name__}: {error}); "
+            "is it installed, or its folder in PYTHONPATH?"
+        ) from error
     if not callable(found):
         raise UsageError(f"{reference}: is a {type(found).__name__}, not something to call")
     return found  # type: ignore[no-any-return]

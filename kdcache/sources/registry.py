@@ -93,7 +93,7 @@ def open_dataset(name: str, split: str, label: Literal["fine", "coarse"] = "fine
     if split not in dataset.splits:
         raise UsageError(f"split = {split!r}: {name} has {', '.join(dataset.splits)}")
     if label == "coarse" and not dataset.coarse_names:
-        raise UsageError(f"label = \"coarse\": {name} has one label per image; leave it out")
+        raise UsageError(f'label = "coarse": {name} has one label per image; leave it out')
     title = f"{name} {split}"
     kind = dataset.splits[split].kind
     files = _located(name, split, data_root() / name)
@@ -112,8 +112,10 @@ def _located(name: str, split: str, folder: Path) -> list[Path]:
     wanted = [file for file in (record.images, record.labels, *record.files) if file]
     found = [path for file in wanted for path in [_plain_or_packed(folder / file)] if path]
     if len(found) < (len(wanted) if record.kind == "idx" else min(1, len(wanted))):
-        raise MissingData(f"{name} {split}: looked in {folder} for {', '.join(wanted)} (plain or .gz): run "
-                          f"`kdcache data get {name}`, or set KDCACHE_DATA to the folder that holds {name}/")
+        raise MissingData(
+            f"{name} {split}: looked in {folder} for {', '.join(wanted)} (plain or .gz): run "
+            f"`kdcache data get {name}`, or set KDCACHE_DATA to the folder that holds {name}/"
+        )
     return found
 
 

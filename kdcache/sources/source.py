@@ -14,8 +14,17 @@ from kdcache.errors import SourceError, UsageError
 from kdcache.fingerprint import canonical, digest_of
 
 __all__ = [
-    "LABEL", "ArraySource", "Ids", "Rows", "Source", "checked_labels", "contents_digest", "count_classes", "describe",
-    "native", "positions",
+    "LABEL",
+    "ArraySource",
+    "Ids",
+    "Rows",
+    "Source",
+    "checked_labels",
+    "contents_digest",
+    "count_classes",
+    "describe",
+    "native",
+    "positions",
 ]
 
 Ids = npt.NDArray[np.int64]
@@ -65,8 +74,15 @@ class ArraySource:
     of the formats, stays the same source.
     """
 
-    def __init__(self, name: str, inputs: npt.NDArray[Any], labels: npt.NDArray[np.int64] | None, *,
-                 classes: int | None, class_names: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        inputs: npt.NDArray[Any],
+        labels: npt.NDArray[np.int64] | None,
+        *,
+        classes: int | None,
+        class_names: tuple[str, ...] = (),
+    ) -> None:
         self.name = name
         self.arrays = {"input": describe(inputs, name)} | ({} if labels is None else {"label": LABEL})
         self.classes = classes
@@ -101,9 +117,9 @@ class ArraySource:
     def _runs(self) -> Iterable[Rows]:
         step = max(1, _CHUNK_BYTES // max(1, self.arrays["input"].width))
         for start in range(0, len(self), step):
-            rows: Rows = {"input": native(self._inputs[start:start + step])}
+            rows: Rows = {"input": native(self._inputs[start : start + step])}
             if self._labels is not None:
-                rows["label"] = self._labels[start:start + step]
+                rows["label"] = self._labels[start : start + step]
             yield rows
 
 
@@ -116,16 +132,19 @@ def describe(values: npt.NDArray[Any], place: str) -> Array:
     """The `Array` of the rows of [N, *shape]; SourceError for a dtype that a store cannot keep."""
     dtype = values.dtype.name if values.dtype.kind in "iuf" else str(values.dtype)
     if dtype not in DTYPES:
-        raise SourceError(f"{place}: its values are {dtype}, which no store keeps; "
-                          f"save them as one of {', '.join(sorted(DTYPES.keys() - {'bfloat16'}))}")
+        raise SourceError(
+            f"{place}: its values are {dtype}, which no store keeps; "
+            f"save them as one of {', '.join(sorted(DTYPES.keys() - {'bfloat16'}))}"
+        )
     return Array(dtype, tuple(int(length) for length in values.shape[1:]))
 
 
 def checked_labels(labels: npt.NDArray[Any], classes: int | None, place: str) -> npt.NDArray[np.int64]:
     """The labels as int64; SourceError naming the first row outside -1 (unlabelled), 0 … `classes` - 1."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise SourceError(f"{place}: labels must be whole numbers, one per sample; "
-                          f"found {labels.dtype} of shape {list(labels.shape)}")
+        raise SourceError(
+            f"{place}: labels must be whole numbers, one per sample; found {labels.dtype} of shape {list(labels.shape)}"
+        )
     bad = labels >= (_MOST_CLASSES if classes is None else classes)
     if labels.dtype.kind == "i":
         bad |= labels < -1
@@ -153,8 +172,10 @@ def positions(known: Ids, asked: Ids, place: str) -> npt.NDArray[np.intp]:
 
 def contents_digest(arrays: Mapping[str, Array], ids: Ids, runs: Iterable[Rows]) -> str:
     """Digest of all samples, given in the order of `ids` run by run; how long the runs are does not matter."""
-    states = {name: hashlib.sha256(canonical({"dtype": array.dtype, "shape": array.shape, "rows": len(ids)}))
-              for name, array in arrays.items()}
+    states = {
+        name: hashlib.sha256(canonical({"dtype": array.dtype, "shape": array.shape, "rows": len(ids)}))
+        for name, array in arrays.items()
+    }
     for run in runs:
         for name, state in states.items():
             state.update(np.ascontiguousarray(run[name]).reshape(-1).view(np.uint8).data)

@@ -26,8 +26,15 @@ class LabelledSource(Source, Protocol):
 class Subset:
     """The samples `kept` of a source under their old ids; `shown`, if given, are the ids whose labels stay."""
 
-    def __init__(self, source: LabelledSource, kept: Ids, keys: Mapping[str, Any], *, shown: Ids | None = None,
-                 name: str | None = None) -> None:
+    def __init__(
+        self,
+        source: LabelledSource,
+        kept: Ids,
+        keys: Mapping[str, Any],
+        *,
+        shown: Ids | None = None,
+        name: str | None = None,
+    ) -> None:
         self._source = source
         self._kept = kept
         self._shown = shown

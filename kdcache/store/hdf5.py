@@ -89,7 +89,8 @@ class Shard:
                 if chunked or dataset.dtype != np.uint8 or dataset.rank != 1 or dataset.shape[0] > _HEADER_LIMIT:
                     raise StoreDamaged(f"its header has dtype {dataset.dtype} and shape {dataset.shape}")
             elif chunked != self._compressed:
-                raise StoreDamaged(f"column {name} is {'chunked' if chunked else 'contiguous'}, the plan says otherwise")
+                kind = "chunked" if chunked else "contiguous"
+                raise StoreDamaged(f"column {name} is {kind}, the plan says otherwise")
             elif chunked and layout.get_chunk() != (min(self._block_rows, rows), *schema[name].shape):
                 raise StoreDamaged(f"column {name} has chunks of {layout.get_chunk()}, which are not its blocks")
             elif dataset.dtype != schema[name].numpy or dataset.shape != (rows, *schema[name].shape):

@@ -135,5 +135,6 @@ def read_manifest(store: Path, plan: Plan) -> Manifest | None:
 def _record(value: Any, unit: int, place: str) -> Record:
     table = keys(value, {"unit": int, "sha256": str, "bytes": int, "facts": dict}, place)
     if table["unit"] != unit or not HEX64.fullmatch(table["sha256"]):
-        raise StoreDamaged(f"{place}: expected the record of unit {unit} with a SHA-256, found unit {table['unit']}")
+        found = safe(table["unit"])
+        raise StoreDamaged(f"{place}: expected the record of unit {unit} with a SHA-256, found unit {found}")
     return Record(unit, table["sha256"], check_int(table["bytes"], 1, _SHARD_LIMIT, f"{place}: bytes"), table["facts"])

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["FitResult", "Progress", "evaluate_run", "fit", "planned_steps", "predict", "read_metrics", "rows_used"]
 
 _LATER = {
-    "evaluate_run": "kdcache.student.evaluate", "planned_steps": "kdcache.student.rows",
-    "predict": "kdcache.student.evaluate", "rows_used": "kdcache.student.rows"}
+    "evaluate_run": "kdcache.student.evaluate",
+    "planned_steps": "kdcache.student.rows",
+    "predict": "kdcache.student.evaluate",
+    "rows_used": "kdcache.student.rows",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -36,7 +36,8 @@ def augment(x: Tensor, names: Sequence[str], generator: torch.Generator) -> Tens
         return x
     if x.dim() not in (3, 4):
         raise UsageError(
-            f"augment = {list(names)} needs images [C, H, W] or [H, W]; these inputs have shape {list(x.shape[1:])}")
+            f"augment = {list(names)} needs images [C, H, W] or [H, W]; these inputs have shape {list(x.shape[1:])}"
+        )
     images = x if x.dim() == 4 else x.unsqueeze(1)
     for name in names:
         images = _flip(images, generator) if name == "flip" else _crop(images, generator)

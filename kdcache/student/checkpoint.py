@@ -1,8 +1,8 @@
 """Checkpoints: a folder of safetensors and one JSON, published whole, verified before use, never a pickle.
 
-    checkpoints/step-00001234/
-      model.safetensors  optimizer.safetensors  [adapters, best, log].safetensors
-      state.json         step, identity, facts of the loop, the SHA-256 of every other file and of itself
+checkpoints/step-00001234/
+  model.safetensors  optimizer.safetensors  [adapters, best, log].safetensors
+  state.json         step, identity, facts of the loop, the SHA-256 of every other file and of itself
 """
 
 from __future__ import annotations
@@ -56,11 +56,16 @@ def write_checkpoint(out: Path, identity: Mapping[str, Any], checkpoint: Checkpo
                 data = save({key: _plain(tensor) for key, tensor in tensors.items()})
                 digests[name] = sha256([data])
                 replace(write_temporary(temporary, data), temporary / f"{name}.safetensors")
-            state = {"format": FORMAT, "step": checkpoint.step, "identity": dict(identity), "files": digests,
-                     "facts": checkpoint.facts}
+            state = {
+                "format": FORMAT,
+                "step": checkpoint.step,
+                "identity": dict(identity),
+                "files": digests,
+                "facts": checkpoint.facts,
+            }
             state["sha256"] = digest_of(state)
             replace(write_temporary(temporary, canonical(state)), temporary / "state.json")
-            if final.exists():      # a damaged one that was passed over
+            if final.exists():  # a damaged one that was passed over
                 shutil.rmtree(final)
             replace_folder(temporary, final)
         except BaseException:
@@ -85,8 +90,9 @@ def newest_checkpoint(out: Path, identity: Mapping[str, Any], say: Callable[[str
         check_identity(folder, state["identity"], identity)
         return Checkpoint(state["step"], tensors, state["facts"])
     if found:
-        raise CheckpointError(f"{out / 'checkpoints'}: all {len(found)} checkpoints are damaged; "
-                              "remove that folder to start over")
+        raise CheckpointError(
+            f"{out / 'checkpoints'}: all {len(found)} checkpoints are damaged; remove that folder to start over"
+        )
     return None
 
 

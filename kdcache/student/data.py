@@ -77,11 +77,12 @@ def open_data(stores: Sequence[Path]) -> Iterator[Data]:
                 if name not in fields:
                     fields[name], owner[name] = field, reader
         if "input" not in fields:
-            raise UsageError(f"{first.path}: the store has no field 'input', so there is nothing to train on; "
-                             f"it has {', '.join(sorted(fields))}")
+            raise UsageError(
+                f"{first.path}: the store has no field 'input', so there is nothing to train on; "
+                f"it has {', '.join(sorted(fields))}"
+            )
         classes = first.plan.classes or ("logits" in fields and fields["logits"].array.shape[-1])
         if not classes:
             raise UsageError(f"{first.path}: the store does not say how many classes there are and has no logits")
-        labels = (owner["label"].read_column("label") if "label" in fields
-                  else np.full(first.rows, -1, dtype=np.int64))
+        labels = owner["label"].read_column("label") if "label" in fields else np.full(first.rows, -1, dtype=np.int64)
         yield Data(readers, fields, fields["input"].array, int(classes), first.read_column("id"), labels)

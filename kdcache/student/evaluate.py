@@ -38,8 +38,13 @@ class Evaluation:
     objective: float | None
 
 
-def evaluate(forward: Forward, batches: Iterable[Batch], device: torch.device,
-             reduce: Callable[[Tensor], Tensor] | None = None, predictions: list[Tensor] | None = None) -> Evaluation:
+def evaluate(
+    forward: Forward,
+    batches: Iterable[Batch],
+    device: torch.device,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    predictions: list[Tensor] | None = None,
+) -> Evaluation:
     """One pass without gradients. `forward(batch)` gives logits [B, C] and, if wanted, the objective's batch mean.
 
     Sums stay on the device until the end; `reduce` adds them up over processes. `predictions` collects each batch's
@@ -62,29 +67,41 @@ def evaluate(forward: Forward, batches: Iterable[Batch], device: torch.device,
                 sums[2] += (guess == label).sum()
                 sums[3] += F.cross_entropy(logits.float(), label, ignore_index=-1, reduction="sum").double()
         rows, labelled, right, entropy, objective_sum = (sums if reduce is None else reduce(sums)).tolist()
-    return Evaluation(int(rows), int(labelled), right / labelled if labelled else None,
-                      entropy / labelled if labelled else None, objective_sum / rows if rows else None)
+    return Evaluation(
+        int(rows),
+        int(labelled),
+        right / labelled if labelled else None,
+        entropy / labelled if labelled else None,
+        objective_sum / rows if rows else None,
+    )
 
 
-def evaluate_store(model: nn.Module, info: WeightsInfo, data: Data, device: torch.device, place: Path,
-                   batch_size: int = 512) -> Evaluation:
+def evaluate_store(
+    model: nn.Module, info: WeightsInfo, data: Data, device: torch.device, place: Path, batch_size: int = 512
+) -> Evaluation:
     """The model's accuracy and cross-entropy over every labelled row of a store; UsageError if the two do not fit."""
     if info.input != data.input:
-        raise UsageError(f"{place}: was fitted on inputs {info.input}, and those of {data.place} are {data.input}; "
-                         "evaluate on a store of the same kind of inputs")
+        raise UsageError(
+            f"{place}: was fitted on inputs {info.input}, and those of {data.place} are {data.input}; "
+            "evaluate on a store of the same kind of inputs"
+        )
     if info.outputs != data.classes:
-        raise UsageError(f"{place}: has {info.outputs} outputs, and {data.place} has {data.classes} classes; "
-                         "evaluate on a store with the same classes")
+        raise UsageError(
+            f"{place}: has {info.outputs} outputs, and {data.place} has {data.classes} classes; "
+            "evaluate on a store with the same classes"
+        )
     if not (data.labels >= 0).any():
         raise UsageError(f"{data.place}: no row has a label, so there is nothing to evaluate against")
     model.eval()
-    with closing(StreamingLoader(
-            data.readers, batch_size, shuffle=False, fields=("input", "label"), device=str(device))) as loader:
+    with closing(
+        StreamingLoader(data.readers, batch_size, shuffle=False, fields=("input", "label"), device=str(device))
+    ) as loader:
         return evaluate(_plain(model, info.input_spec), loader, device)
 
 
-def predict(model: nn.Module, readers: tuple[StoreReader, ...], spec: InputSpec, device: torch.device,
-            batch_size: int = 512) -> NDArray[np.int64]:
+def predict(
+    model: nn.Module, readers: tuple[StoreReader, ...], spec: InputSpec, device: torch.device, batch_size: int = 512
+) -> NDArray[np.int64]:
     """The most likely class of every row of a store, int64 [N] in the order of its rows."""
     model.eval()
     guesses: list[Tensor] = []
@@ -102,14 +119,20 @@ def evaluate_run(run: Path, store: Path, *, allow_import: bool = False) -> dict[
     """
     path = run / "model.safetensors"
     if not path.is_file():
-        raise CheckpointError(f"{run}: holds no model.safetensors, so no fit has finished here; "
-                              "run `kdcache train` first")
+        raise CheckpointError(
+            f"{run}: holds no model.safetensors, so no fit has finished here; run `kdcache train` first"
+        )
     model, info = load_model(path, allow_import=allow_import)
     with open_data([store]) as data:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         found = evaluate_store(model.to(device), info, data, device, path)
-        return {"accuracy": found.accuracy, "loss": found.loss, "rows": found.rows, "labelled": found.labelled,
-                "store": data.digests[0]}
+        return {
+            "accuracy": found.accuracy,
+            "loss": found.loss,
+            "rows": found.rows,
+            "labelled": found.labelled,
+            "store": data.digests[0],
+        }
 
 
 def _plain(model: nn.Module, spec: InputSpec) -> Forward:

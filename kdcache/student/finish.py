@@ -18,8 +18,7 @@ from kdcache.student.state import FitState
 __all__ = ["evaluated", "finish"]
 
 
-def finish(job: Job, state: FitState, eval_store: Path | None, accelerator: Any,
-           metrics: Metrics | None) -> FitResult:
+def finish(job: Job, state: FitState, eval_store: Path | None, accelerator: Any, metrics: Metrics | None) -> FitResult:
     """Write the weights, evaluate them, and say last that the fit is done."""
     network, spec = state.fitted.model, job.spec
     kept = state.step if state.best is None else state.stopping.best_step
@@ -28,9 +27,19 @@ def finish(job: Job, state: FitState, eval_store: Path | None, accelerator: Any,
     same_buffers(network, accelerator)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     result = FitResult(
-        job.identity, job.data.digests, job.seed, state.step, round(state.step / job.epoch_steps, 3), parameters,
-        state.stopping.stopped, kept, state.stopping.val, None, round(state.seconds, 3),
-        round(state.samples / max(state.seconds, 1e-9), 1))
+        job.identity,
+        job.data.digests,
+        job.seed,
+        state.step,
+        round(state.step / job.epoch_steps, 3),
+        parameters,
+        state.stopping.stopped,
+        kept,
+        state.stopping.val,
+        None,
+        round(state.seconds, 3),
+        round(state.samples / max(state.seconds, 1e-9), 1),
+    )
     if accelerator.is_main_process:
         extra = {"stores": job.data.digests, "seed": job.seed, "step": kept}
         info = WeightsInfo(job.model, job.args, job.data.input, job.data.classes, spec, extra)

@@ -20,10 +20,22 @@ __all__ = ["fit"]
 
 
 def fit(
-    model: str, args: Mapping[str, Any], stores: Sequence[Path], out: Path, *, objective: Sequence[ObjectiveConfig],
-    train: TrainConfig, seed: int, identity: Mapping[str, Any], labels_only_rows: bool | None = None,
-    steps: int | None = None, evaluate_every: int | None = None, eval_store: Path | None = None,
-    input_spec: InputSpec | None = None, resume: bool = True, progress: Progress | None = None,
+    model: str,
+    args: Mapping[str, Any],
+    stores: Sequence[Path],
+    out: Path,
+    *,
+    objective: Sequence[ObjectiveConfig],
+    train: TrainConfig,
+    seed: int,
+    identity: Mapping[str, Any],
+    labels_only_rows: bool | None = None,
+    steps: int | None = None,
+    evaluate_every: int | None = None,
+    eval_store: Path | None = None,
+    input_spec: InputSpec | None = None,
+    resume: bool = True,
+    progress: Progress | None = None,
 ) -> FitResult:
     """Fit the network `model` (a reference, built with `args`) on aligned `stores` and leave it in the folder `out`.
 
@@ -56,8 +68,20 @@ def fit(
     progress = progress or Progress()
     with ExitStack() as stack:
         data = stack.enter_context(open_data(stores))
-        job = plan_job(model, args, data, out, objective, train, seed, identity, labels_only_rows=labels_only_rows,
-                       steps=steps, evaluate_every=evaluate_every, input_spec=input_spec)
+        job = plan_job(
+            model,
+            args,
+            data,
+            out,
+            objective,
+            train,
+            seed,
+            identity,
+            labels_only_rows=labels_only_rows,
+            steps=steps,
+            evaluate_every=evaluate_every,
+            input_spec=input_spec,
+        )
         if (done := read_result(out, job.identity)) is not None:
             return evaluated(done, job, eval_store)
 
@@ -73,8 +97,13 @@ def fit(
         wrapped = accelerator.prepare(fitted)
         loader, held = open_loaders(job, accelerator, stack)
         # Not prepared: Accelerate's wrapper looks for an optional library twice in every step, 0.1 ms.
-        state = FitState(fitted, build_optimizer(train, fitted.parameters()), accelerator.scaler, loader,
-                         Stopping(train.early_stopping))
+        state = FitState(
+            fitted,
+            build_optimizer(train, fitted.parameters()),
+            accelerator.scaler,
+            loader,
+            Stopping(train.early_stopping),
+        )
         silent = progress if accelerator.is_main_process else Progress()
         if (checkpoint := newest_checkpoint(out, job.identity, silent.said)) is not None:
             state.restore(checkpoint, accelerator.device)

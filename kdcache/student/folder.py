@@ -52,8 +52,7 @@ def read_result(out: Path, identity: Mapping[str, Any]) -> FitResult | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); remove it and run the same command again"
-                              ) from error
+        raise CheckpointError(f"{path}: cannot be read ({error}); remove it and run the same command again") from error
     check_identity(path, result.identity, identity)
     return result
 
@@ -68,8 +67,10 @@ def check_identity(place: Path, there: Mapping[str, Any], asked: Mapping[str, An
     difference = _difference(dict(there), dict(asked))
     if difference is not None:
         key, ours, theirs = difference
-        raise CheckpointError(f"{place}: belongs to another fit: its {key} is {_short(ours)}, this one's is "
-                              f"{_short(theirs)}; choose another output folder, or go back to what it was begun with")
+        raise CheckpointError(
+            f"{place}: belongs to another fit: its {key} is {_short(ours)}, this one's is "
+            f"{_short(theirs)}; choose another output folder, or go back to what it was begun with"
+        )
 
 
 def _difference(there: dict[str, Any], asked: dict[str, Any], path: str = "") -> tuple[str, Any, Any] | None:
@@ -104,6 +105,7 @@ def only_one(out: Path, here: bool) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CheckpointError(f"{out}: another process is fitting into this folder; wait for it, or choose "
-                                  "another") from error
+            raise CheckpointError(
+                f"{out}: another process is fitting into this folder; wait for it, or choose another"
+            ) from error
         yield

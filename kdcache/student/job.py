@@ -56,15 +56,25 @@ class Job:
     @property
     def cure(self) -> str:
         """What to do about a loss that is no longer finite."""
-        fp32 = "" if self.train.precision == "fp32" else ", or set precision = \"fp32\""
+        fp32 = "" if self.train.precision == "fp32" else ', or set precision = "fp32"'
         clip = ", set train.clip_norm = 1.0" if self.train.clip_norm is None else ""
         return f"lower train.lr (now {self.train.lr:g}){clip}{fp32}"
 
 
 def plan_job(
-    model: str, args: Mapping[str, Any], data: Data, out: Path, objective: Sequence[ObjectiveConfig],
-    train: TrainConfig, seed: int, identity: Mapping[str, Any], *, labels_only_rows: bool | None, steps: int | None,
-    evaluate_every: int | None, input_spec: InputSpec | None,
+    model: str,
+    args: Mapping[str, Any],
+    data: Data,
+    out: Path,
+    objective: Sequence[ObjectiveConfig],
+    train: TrainConfig,
+    seed: int,
+    identity: Mapping[str, Any],
+    *,
+    labels_only_rows: bool | None,
+    steps: int | None,
+    evaluate_every: int | None,
+    input_spec: InputSpec | None,
 ) -> Job:
     """Decide a fit; the parameters are those of `fit`."""
     composed = compose(objective, data.fields, data.classes)
@@ -75,8 +85,30 @@ def plan_job(
     every = evaluate_every or evaluation_interval(train, total, epoch_steps)
     spec = input_spec or data.input_spec()
     whole = {
-        **identity, "model": model, "args": dict(args), "objective": [term.model_dump() for term in objective],
-        "train": train.model_dump(mode="json", exclude=_NO_MATTER), "seed": seed, "steps": total,
-        "evaluate_every": every, "rows": count, "input_spec": asdict(spec), "stores": data.digests}
-    return Job(model, dict(args), out, data, rows, composed, train, spec, seed, total, epoch_steps, every,
-               json.loads(canonical(whole)))
+        **identity,
+        "model": model,
+        "args": dict(args),
+        "objective": [term.model_dump() for term in objective],
+        "train": train.model_dump(mode="json", exclude=_NO_MATTER),
+        "seed": seed,
+        "steps": total,
+        "evaluate_every": every,
+        "rows": count,
+        "input_spec": asdict(spec),
+        "stores": data.digests,
+    }
+    return Job(
+        model,
+        dict(args),
+        out,
+        data,
+        rows,
+        composed,
+        train,
+        spec,
+        seed,
+        total,
+        epoch_steps,
+        every,
+        json.loads(canonical(whole)),
+    )

@@ -33,8 +33,16 @@ __all__ = ["open_loaders", "run_loop"]
 LOG_STEPS = 100  # metrics get a row at least so often
 
 
-def run_loop(job: Job, state: FitState, wrapped: Any, held: StreamingLoader | None, accelerator: Any,
-             metrics: Metrics | None, progress: Progress, flag: StopFlag) -> None:
+def run_loop(
+    job: Job,
+    state: FitState,
+    wrapped: Any,
+    held: StreamingLoader | None,
+    accelerator: Any,
+    metrics: Metrics | None,
+    progress: Progress,
+    flag: StopFlag,
+) -> None:
     """Take steps until all are done or early stopping has seen enough."""
     train, device, rank = job.train, accelerator.device, accelerator.process_index
     dropout = keyed_hash(f"kdcache dropout {job.seed} {rank}", np.arange(job.steps))
@@ -79,26 +87,53 @@ def run_loop(job: Job, state: FitState, wrapped: Any, held: StreamingLoader | No
                 write_checkpoint(job.out, job.identity, state.checkpoint())
             saved = time.monotonic()
         if stop and not ended:
-            raise Interrupted(f"{job.out}: stopped by {flag.name or 'another process'} after step {state.step} of "
-                              f"{job.steps}; run the same command again to go on")
+            raise Interrupted(
+                f"{job.out}: stopped by {flag.name or 'another process'} after step {state.step} of "
+                f"{job.steps}; run the same command again to go on"
+            )
 
 
 def open_loaders(job: Job, accelerator: Any, stack: ExitStack) -> tuple[StreamingLoader, StreamingLoader | None]:
     """The training rows in the order of the seed, and the held-out rows in the order of the store."""
     train, fields = job.train, ("input", *job.objective.fields)
-    place = {"world_size": accelerator.num_processes, "rank": accelerator.process_index,
-             "device": str(accelerator.device)}
+    place = {
+        "world_size": accelerator.num_processes,
+        "rank": accelerator.process_index,
+        "device": str(accelerator.device),
+    }
     budget = train.memory_mib << 20
     budget_held = 0 if job.rows.held is None else budget // 4
-    loader = stack.enter_context(closing(StreamingLoader(
-        job.data.readers, train.batch_size, seed=job.seed, lanes=train.lanes, fields=fields, rows=job.rows.train,
-        remainder=remainder(job.trained_rows, train.batch_size), memory_budget=budget - budget_held, **place)))
+    loader = stack.enter_context(
+        closing(
+            StreamingLoader(
+                job.data.readers,
+                train.batch_size,
+                seed=job.seed,
+                lanes=train.lanes,
+                fields=fields,
+                rows=job.rows.train,
+                remainder=remainder(job.trained_rows, train.batch_size),
+                memory_budget=budget - budget_held,
+                **place,
+            )
+        )
+    )
     if job.rows.held is None:
         return loader, None
     label = ("label",) if job.data.has_labels else ()
-    held = stack.enter_context(closing(StreamingLoader(
-        job.data.readers, train.batch_size, shuffle=False, fields=tuple(dict.fromkeys(fields + label)),
-        rows=job.rows.held, memory_budget=budget_held, **place)))
+    held = stack.enter_context(
+        closing(
+            StreamingLoader(
+                job.data.readers,
+                train.batch_size,
+                shuffle=False,
+                fields=tuple(dict.fromkeys(fields + label)),
+                rows=job.rows.held,
+                memory_budget=budget_held,
+                **place,
+            )
+        )
+    )
     return loader, held
 
 
@@ -108,8 +143,9 @@ def _endless(loader: StreamingLoader) -> Iterator[dict[str, Any]]:
         yield from loader
 
 
-def _backward(wrapped: Any, batch: Batch, parts: int, accelerator: Any,
-              global_rows: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _backward(
+    wrapped: Any, batch: Batch, parts: int, accelerator: Any, global_rows: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradients of the global batch's mean loss, from `parts` micro-batches; this process's mean loss and terms.
 
     Gradients are averaged over processes as if all had equally many rows, so each loss is weighted with what it has.
@@ -130,8 +166,10 @@ def _backward(wrapped: Any, batch: Batch, parts: int, accelerator: Any,
     if len(micro) == 1:
         return losses[0], terms[0]
     total = torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum()
-    return total, {name: torch.stack([values[name] * share for values, share in zip(terms, shares, strict=True)]).sum()
-                   for name in terms[0]}
+    return total, {
+        name: torch.stack([values[name] * share for values, share in zip(terms, shares, strict=True)]).sum()
+        for name in terms[0]
+    }
 
 
 def _update(state: FitState, clip_norm: float | None) -> None:
@@ -160,6 +198,7 @@ def _validate(job: Job, state: FitState, held: StreamingLoader, accelerator: Any
     found = evaluate(forward, held, accelerator.device, accelerator.reduce)
     state.fitted.train()
     if found.objective is None or not math.isfinite(found.objective):
-        raise DataError(f"{job.out}: the loss over the held-out rows became {found.objective} at step {state.step}; "
-                        f"{job.cure}")
+        raise DataError(
+            f"{job.out}: the loss over the held-out rows became {found.objective} at step {state.step}; {job.cure}"
+        )
     return {"loss": found.objective} | ({} if found.accuracy is None else {"accuracy": found.accuracy})

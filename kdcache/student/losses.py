@@ -52,8 +52,10 @@ class RunningLoss:
             bad = torch.isfinite(losses).logical_not()
             if bad.any():
                 first = int(bad.int().argmax())
-                raise DataError(f"{place}the loss became {losses[first].item()} at step "
-                                f"{step - len(self._values) + first + 1}; {cure}")
+                raise DataError(
+                    f"{place}the loss became {losses[first].item()} at step "
+                    f"{step - len(self._values) + first + 1}; {cure}"
+                )
 
     def state(self) -> tuple[dict[str, Tensor], list[str]]:
         """What a checkpoint keeps: the steps' values and rows, and the terms' names."""

@@ -23,8 +23,9 @@ Batch = Mapping[str, Tensor | SparseLogits]
 class Fitted(nn.Module):
     """Everything that is trained. `DistributedDataParallel` wants every parameter inside one forward, so it is here."""
 
-    def __init__(self, model: nn.Module, adapters: nn.ModuleDict, objective: Objective, spec: InputSpec,
-                 hooks: ExitStack) -> None:
+    def __init__(
+        self, model: nn.Module, adapters: nn.ModuleDict, objective: Objective, spec: InputSpec, hooks: ExitStack
+    ) -> None:
         super().__init__()
         self.model, self.adapters = model, adapters
         self._objective, self._spec = objective, spec
@@ -64,5 +65,6 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
     if parts == 1 or rows <= 1:
         return [batch]
     cuts = [rows * i // parts for i in range(parts + 1)]
-    return [{name: value[first:last] for name, value in batch.items()}
-            for first, last in pairwise(cuts) if last > first]
+    return [
+        {name: value[first:last] for name, value in batch.items()} for first, last in pairwise(cuts) if last > first
+    ]

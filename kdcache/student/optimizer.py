@@ -21,7 +21,8 @@ def build_optimizer(train: TrainConfig, parameters: Iterable[torch.nn.Parameter]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     if train.optimizer == "sgd":
         return torch.optim.SGD(
-            trained, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
+            trained, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused
+        )
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(trained, lr=train.lr, weight_decay=train.weight_decay, fused=fused)
 
@@ -37,8 +38,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
     return tensors, scalars
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor],
-                         scalars: Mapping[str, Any]) -> None:
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
+) -> None:
     """Undo `optimizer_state`; the rates and decays stay the recipe's."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **scalars}.items():

@@ -37,21 +37,29 @@ def choose_rows(data: Data, train: TrainConfig, labels_only: bool) -> Rows:
     """
     use = np.ones(data.rows, dtype=bool) if not labels_only else data.labels >= 0
     if not use.any():
-        raise UsageError(f"{data.place}: none of its {data.rows} rows has a label, and the objective reads labels "
-                         "only; use a labelled store, or an objective on the teacher's outputs such as kd")
+        raise UsageError(
+            f"{data.place}: none of its {data.rows} rows has a label, and the objective reads labels "
+            "only; use a labelled store, or an objective on the teacher's outputs such as kd"
+        )
     if train.early_stopping is None:
         return Rows(use, None)
     if train.holdout == 0:
-        raise UsageError("early_stopping watches a held-out part of the training rows, and holdout = 0; "
-                         "set train.holdout, for instance 0.1")
+        raise UsageError(
+            "early_stopping watches a held-out part of the training rows, and holdout = 0; "
+            "set train.holdout, for instance 0.1"
+        )
     below = keyed_hash("kdcache held-out rows", data.ids) < np.uint64(int(train.holdout * 2.0**64))
     kept, held = use & ~below, use & below
     if not held.any() or not kept.any():
-        raise UsageError(f"{data.place}: holdout = {train.holdout} of {int(use.sum())} rows holds out "
-                         f"{int(held.sum())}; change train.holdout or leave early_stopping out")
+        raise UsageError(
+            f"{data.place}: holdout = {train.holdout} of {int(use.sum())} rows holds out "
+            f"{int(held.sum())}; change train.holdout or leave early_stopping out"
+        )
     if train.early_stopping.metric == "val_accuracy" and not (data.labels[held] >= 0).any():
-        raise UsageError(f"{data.place}: none of the {int(held.sum())} held-out rows has a label, and early_stopping "
-                         "watches val_accuracy; watch val_loss")
+        raise UsageError(
+            f"{data.place}: none of the {int(held.sum())} held-out rows has a label, and early_stopping "
+            "watches val_accuracy; watch val_loss"
+        )
     return Rows(kept, held)
 
 

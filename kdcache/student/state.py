@@ -42,11 +42,22 @@ class FitState:
         """All of it, to go on from."""
         optimizer, scalars = optimizer_state(self.optimizer)
         losses, terms = self.losses.state()
-        tensors = {"model": self.fitted.model.state_dict(), "adapters": self.fitted.adapters.state_dict(),
-                   "optimizer": optimizer, "losses": losses, "best": self.best or {}}
-        facts = {"loader": self.loader.state_dict(), "stopping": self.stopping.state(), "optimizer": scalars,
-                 "terms": terms, "scaler": self.scaler.state_dict() if self.scaler is not None else None,
-                 "samples": self.samples, "seconds": self.seconds}
+        tensors = {
+            "model": self.fitted.model.state_dict(),
+            "adapters": self.fitted.adapters.state_dict(),
+            "optimizer": optimizer,
+            "losses": losses,
+            "best": self.best or {},
+        }
+        facts = {
+            "loader": self.loader.state_dict(),
+            "stopping": self.stopping.state(),
+            "optimizer": scalars,
+            "terms": terms,
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "samples": self.samples,
+            "seconds": self.seconds,
+        }
         return Checkpoint(self.step, {name: content for name, content in tensors.items() if content}, facts)
 
     def restore(self, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -63,7 +74,8 @@ class FitState:
                 setattr(self.stopping, name, value)
         except (KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(
-                f"the checkpoint of step {checkpoint.step} does not fit this student: {error}") from error
+                f"the checkpoint of step {checkpoint.step} does not fit this student: {error}"
+            ) from error
         self.best = {name: value.to(device) for name, value in tensors["best"].items()} if "best" in tensors else None
         self.loader.load_state_dict(facts["loader"])
         self.step = checkpoint.step

@@ -19,12 +19,14 @@ def image_shape(network: str, input_shape: Sequence[int], smallest: int) -> tupl
     if len(shape) != 3:
         raise UsageError(
             f"{network} takes images [C, H, W] or [H, W]; this input has shape {list(input_shape)}: "
-            "zoo:mlp takes inputs of any shape")
+            "zoo:mlp takes inputs of any shape"
+        )
     channels, height, width = shape
     if min(height, width) < smallest:
         raise UsageError(
             f"{network}: the smallest input is {smallest}x{smallest} pixels, because every pooling halves it; "
-            f"this one is {height}x{width}")
+            f"this one is {height}x{width}"
+        )
     return channels, height, width
 
 
@@ -35,8 +37,11 @@ def with_channels(x: Tensor) -> Tensor:
 
 def whole_numbers(network: str, name: str, values: object, least: int = 1) -> tuple[int, ...]:
     """At least `least` positive whole numbers, as `name = [...]` of a recipe gives them."""
-    if (not isinstance(values, list | tuple) or len(values) < least
-            or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)):
+    if (
+        not isinstance(values, list | tuple)
+        or len(values) < least
+        or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+    ):
         count = "a list of" if least == 0 else f"a list of {least} or more"
         raise UsageError(f"{network}: {name} = {values!r} must be {count} positive whole numbers")
     return tuple(values)

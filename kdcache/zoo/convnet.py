@@ -19,8 +19,10 @@ class ConvNet(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2))
-            for before, after in itertools.pairwise((channels, *stages)))
+                nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)
+            )
+            for before, after in itertools.pairwise((channels, *stages))
+        )
         self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(stages[-1], outputs)
 

@@ -31,7 +31,8 @@ def from_timm(name: str, args: Mapping[str, Any], shape: Sequence[int], outputs:
     if "checkpoint_path" in args:
         raise UsageError(f"timm:{name}: args.checkpoint_path is not taken: give the weights as safetensors instead")
     model: nn.Module = timm.create_model(
-        name, **{"pretrained": False, **args, "num_classes": outputs, "in_chans": _channels(f"timm:{name}", shape)})
+        name, **{"pretrained": False, **args, "num_classes": outputs, "in_chans": _channels(f"timm:{name}", shape)}
+    )
     return _with_channel_axis(model, shape)
 
 
@@ -47,13 +48,15 @@ def from_hf(name: str, args: Mapping[str, Any], shape: Sequence[int], outputs: i
     channels = _channels(f"hf:{name}", shape)
     if Path(name).is_dir():
         model = transformers.AutoModelForImageClassification.from_pretrained(
-            name, num_labels=outputs, use_safetensors=True, trust_remote_code=False, local_files_only=True, **args)
+            name, num_labels=outputs, use_safetensors=True, trust_remote_code=False, local_files_only=True, **args
+        )
     else:
         known = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
         if name not in known:
             raise UsageError(
                 f"hf:{name} is neither a local folder nor an image classifier of transformers; "
-                f"{near_misses(name, known)}")
+                f"{near_misses(name, known)}"
+            )
         # Configurations ignore what they do not know, so a misspelt key has to be found here.
         usual = transformers.AutoConfig.for_model(name).to_dict()
         for key in args:
@@ -67,9 +70,7 @@ def from_hf(name: str, args: Mapping[str, Any], shape: Sequence[int], outputs: i
     return _with_channel_axis(model, shape)
 
 
-def from_factory(
-    module: str, name: str, args: Mapping[str, Any], shape: Sequence[int], outputs: int
-) -> nn.Module:
+def from_factory(module: str, name: str, args: Mapping[str, Any], shape: Sequence[int], outputs: int) -> nn.Module:
     """What a factory of the user's own returns; `input_shape` and `num_classes` are passed if it names them."""
     try:
         place = importlib.import_module(module)

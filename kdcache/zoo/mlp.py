@@ -20,7 +20,8 @@ class MLP(nn.Module):
         super().__init__()
         sizes = (inputs, *hidden)
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(before, after), nn.ReLU()) for before, after in itertools.pairwise(sizes))
+            nn.Sequential(nn.Linear(before, after), nn.ReLU()) for before, after in itertools.pairwise(sizes)
+        )
         self.head = nn.Linear(sizes[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:

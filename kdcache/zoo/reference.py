@@ -28,7 +28,8 @@ def build_model(reference: str, args: Mapping[str, Any], *, input: Array, output
     if not (colon and family and name):
         raise UsageError(
             f"model {reference!r} must be written zoo:NAME, timm:NAME, hf:NAME or package.module:factory; "
-            f"zoo: {near_misses(reference, ZOO)}")
+            f"zoo: {near_misses(reference, ZOO)}"
+        )
     if outputs < 1:
         raise UsageError(f"model {reference}: {outputs} outputs; a classifier needs at least one class")
     for key in ("input_shape", "num_classes", "num_labels", "in_chans"):
@@ -40,7 +41,8 @@ def build_model(reference: str, args: Mapping[str, Any], *, input: Array, output
         raise
     except Exception as error:  # the libraries and the user's factories raise what they like
         raise UsageError(
-            f"model {reference} cannot be built with args {dict(args)}: {type(error).__name__}: {error}") from error
+            f"model {reference} cannot be built with args {dict(args)}: {type(error).__name__}: {error}"
+        ) from error
     _check(reference, model, input, outputs)
     return model
 
@@ -79,4 +81,5 @@ def _check(reference: str, model: nn.Module, input: Array, outputs: int) -> None
     if tuple(found.shape) != (2, outputs):
         raise UsageError(
             f"model {reference} gives {list(found.shape)} for 2 samples of {outputs} classes, where [2, {outputs}] is "
-            "needed; a factory that names num_classes in its signature is told their number")
+            "needed; a factory that names num_classes in its signature is told their number"
+        )

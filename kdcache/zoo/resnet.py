@@ -47,8 +47,7 @@ class Block(nn.Module):
             if shortcut == "identity":
                 self.shortcut = Subsample(after - before, stride)
             else:
-                self.shortcut = nn.Sequential(
-                    nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+                self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
         y = relu(self.bn1(self.conv1(x)))
@@ -64,8 +63,7 @@ class ResNet(nn.Module):
         super().__init__()
         stem, first, second, third = stages
         blocks = (depth - 2) // 6
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(channels, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
         self.layer1 = _stage(stem, first, blocks, 1, shortcut)
         self.layer2 = _stage(first, second, blocks, 2, shortcut)
         self.layer3 = _stage(second, third, blocks, 2, shortcut)

@@ -29,8 +29,11 @@ def test_scalars() -> None:
 
 def test_overflow_names_count_and_cure() -> None:
     values = torch.tensor([[1.0, 70000.0], [-1e5, 65504.0]])
-    with pytest.raises(UsageError, match=r"2 of 4 values are too large for float16 \(largest 100000, limit 65504\); "
-                                         "set dtype = bfloat16 or float32"):
+    with pytest.raises(
+        UsageError,
+        match=r"2 of 4 values are too large for float16 \(largest 100000, limit 65504\); "
+        "set dtype = bfloat16 or float32",
+    ):
         dense.encode(values, {"dtype": "float16"}, {})
     assert dense.encode(values, {"dtype": "bfloat16"}, {})[""].isfinite().all()
 
@@ -47,8 +50,10 @@ def test_bfloat16_may_come_as_the_uint16_that_numpy_carries() -> None:
     assert dense.decode(carried, array, configuration, {}).tolist() == [[1.0, -2.5, 300.0]]
 
 
-@pytest.mark.parametrize(("dtype", "array"), [("uint8", Array("int64")), ("float16", Array("uint8", (3,))),
-                                              ("int64", Array("float32", (3,)))])
+@pytest.mark.parametrize(
+    ("dtype", "array"),
+    [("uint8", Array("int64")), ("float16", Array("uint8", (3,))), ("int64", Array("float32", (3,)))],
+)
 def test_no_silent_change_of_kind(dtype: str, array: Array) -> None:
     with pytest.raises(UsageError, match="does not hold"):
         dense.configure({"dtype": dtype}, array)

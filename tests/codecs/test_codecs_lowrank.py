@@ -33,7 +33,11 @@ def fitted(pilot: Tensor, size: int) -> dict[str, Tensor]:
 def test_tables() -> None:
     tables = fitted(plane(2000), 4)
     assert {name: table.dtype for name, table in tables.items()} == {
-        "basis": torch.float32, "mean": torch.float32, "step": torch.float32, "bits": torch.uint8}
+        "basis": torch.float32,
+        "mean": torch.float32,
+        "step": torch.float32,
+        "bits": torch.uint8,
+    }
     # Bits follow the variances 64, 4 and 1/4: two bits between neighbours, thirty-two in all.
     assert tables["bits"].sum() == 32
     assert tables["bits"].tolist() in ([12, 11, 9], [12, 10, 10])
@@ -71,15 +75,19 @@ def test_any_widths_pack_and_unpack(widths: list[int], seed: int) -> None:
     rank, size = len(widths), (sum(widths) + 7) // 8
     codes = np.stack([np.random.default_rng(seed + j).integers(0, 1 << n, 6) for j, n in enumerate(widths)], 1)
     basis = torch.linalg.qr(torch.eye(12) - 1 / 12)[0].T[:rank].contiguous()
-    tables = {"basis": basis, "mean": torch.zeros(12), "step": torch.ones(rank),
-              "bits": torch.tensor(widths, dtype=torch.uint8)}
+    tables = {
+        "basis": basis,
+        "mean": torch.zeros(12),
+        "step": torch.ones(rank),
+        "bits": torch.tensor(widths, dtype=torch.uint8),
+    }
     centres = torch.from_numpy(codes) - 2.0 ** (torch.tensor(widths) - 1) + 0.5
     logits = centres.double() @ basis.double()
     stored = lowrank.encode(logits, {"bytes": size}, tables)
     row_bits = np.unpackbits(stored[""].numpy(), axis=1, bitorder="little")
     wanted = np.concatenate([codes[:, [j]] >> np.arange(n) & 1 for j, n in enumerate(widths)], 1)
-    np.testing.assert_array_equal(row_bits[:, :wanted.shape[1]], wanted)
-    assert not row_bits[:, wanted.shape[1]:].any()
+    np.testing.assert_array_equal(row_bits[:, : wanted.shape[1]], wanted)
+    assert not row_bits[:, wanted.shape[1] :].any()
     decoded = lowrank.decode(stored, Array("float32", (12,)), {"bytes": size}, tables)
     np.testing.assert_allclose(decoded, logits, rtol=1e-5, atol=0.05)
 
@@ -94,9 +102,17 @@ def test_outliers_are_clipped_not_wrapped() -> None:
     assert torch.equal(signs.sign(), expected.sign())
 
 
-@pytest.mark.parametrize(("size", "classes", "message"), [
-    (3, 100, "give 4 to 149"), (150, 100, "give 4 to 149"), (None, 100, "bytes = None"), (8.0, 100, "bytes = 8.0"),
-    (4, 3, "nothing to gain on 3 classes"), (4, 1, "use the dense codec")])
+@pytest.mark.parametrize(
+    ("size", "classes", "message"),
+    [
+        (3, 100, "give 4 to 149"),
+        (150, 100, "give 4 to 149"),
+        (None, 100, "bytes = None"),
+        (8.0, 100, "bytes = 8.0"),
+        (4, 3, "nothing to gain on 3 classes"),
+        (4, 1, "use the dense codec"),
+    ],
+)
 def test_bad_configurations(size: object, classes: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         lowrank.configure({} if size is None else {"bytes": size}, Array("float32", (classes,)))
@@ -113,16 +129,19 @@ def test_pilots_that_cannot_be_fitted() -> None:
         lowrank.fit(pilot, {"bytes": 4})
 
 
-@pytest.mark.parametrize(("name", "change", "message"), [
-    ("bits", lambda bits: bits + 1, "35 to a row"),
-    ("bits", lambda bits: torch.tensor([20, 1, 1], dtype=torch.uint8), "1 to 20 bits"),
-    ("bits", lambda bits: bits * 0, "0 to 0 bits"),
-    ("bits", lambda bits: bits.float(), "table 'bits' is torch.float32"),
-    ("bits", lambda bits: bits[:2], "2 components needs"),
-    ("basis", lambda basis: basis[:, :4], "table 'basis'"),
-    ("step", lambda step: step / 0, "'step' holds NaN or infinity"),
-    ("mean", lambda mean: mean.reshape(1, -1), "table 'mean'"),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bits", lambda bits: bits + 1, "35 to a row"),
+        ("bits", lambda bits: torch.tensor([20, 1, 1], dtype=torch.uint8), "1 to 20 bits"),
+        ("bits", lambda bits: bits * 0, "0 to 0 bits"),
+        ("bits", lambda bits: bits.float(), "table 'bits' is torch.float32"),
+        ("bits", lambda bits: bits[:2], "2 components needs"),
+        ("basis", lambda basis: basis[:, :4], "table 'basis'"),
+        ("step", lambda step: step / 0, "'step' holds NaN or infinity"),
+        ("mean", lambda mean: mean.reshape(1, -1), "table 'mean'"),
+    ],
+)
 def test_hostile_tables_are_damage(name: str, change: object, message: str) -> None:
     tables = fitted(plane(100), 4)
     stored = lowrank.encode(plane(3), {"bytes": 4}, tables)

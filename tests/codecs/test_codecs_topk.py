@@ -48,8 +48,9 @@ def test_matches_a_float64_reference(classes: int, seed: int, scale: float, data
     np.testing.assert_allclose(stored["tail"], reference, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("classes", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16"),
-                                                (65537, "uint32")])
+@pytest.mark.parametrize(
+    ("classes", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")]
+)
 def test_narrowest_index(classes: int, dtype: str) -> None:
     array, configuration = Array("float32", (classes,)), {"k": 1, "dtype": "float16"}
     assert topk.columns(array, configuration)["indices"] == Array(dtype, (1,))
@@ -71,14 +72,17 @@ def test_too_large_for_float16_is_held_finite() -> None:
     assert stored["tail"].tolist() == [[-65504.0, 0.0, -65504.0]]
 
 
-@pytest.mark.parametrize(("configuration", "message"), [
-    ({"k": 4000}, "k = 4000 is more than the 10 classes"),
-    ({"k": 0}, "k = 0"),
-    ({"k": True}, "k = True"),
-    ({}, "k = None"),
-    ({"k": 2, "dtype": "bfloat16"}, "float16 or float32"),
-    ({"k": 2, "bytes": 3}, "does not take 'bytes'; known: dtype, k"),
-])
+@pytest.mark.parametrize(
+    ("configuration", "message"),
+    [
+        ({"k": 4000}, "k = 4000 is more than the 10 classes"),
+        ({"k": 0}, "k = 0"),
+        ({"k": True}, "k = True"),
+        ({}, "k = None"),
+        ({"k": 2, "dtype": "bfloat16"}, "float16 or float32"),
+        ({"k": 2, "bytes": 3}, "does not take 'bytes'; known: dtype, k"),
+    ],
+)
 def test_bad_configurations(configuration: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         topk.configure(configuration, Array("float32", (10,)))

@@ -70,11 +70,11 @@ def main() -> None:
         teacher={"model": "golden:teacher", "args": {}},
     )  # fmt: skip
     hdf5 = dataclasses.replace(plan, unit_rows=48, container={"format": "hdf5", "compression": "none"})
-    for plan in (plan, hdf5):
-        writer = StoreWriter(HERE / plan.container["format"], plan, tables)
+    for planned in (plan, hdf5):
+        writer = StoreWriter(HERE / planned.container["format"], planned, tables)
         for unit in writer.work():
-            rows = plan.permutation()[slice(*plan.unit_range(unit))]
-            writer.write(unit, {name: np.ascontiguousarray(columns[name][rows]) for name in plan.columns},
+            rows = planned.permutation()[slice(*planned.unit_range(unit))]
+            writer.write(unit, {name: np.ascontiguousarray(columns[name][rows]) for name in planned.columns},
                          {"fidelity": {"packed": 0.5}} if unit == 0 else None)  # fmt: skip
         writer.finish()
         (writer.path / "README.md").unlink()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from kdcache.fingerprint import canonical
 from kdcache.store import Plan, hdf5, open_store, parquet, plain_field, verify
 from kdcache.store.digest import unit_digests
 
-__all__ = ["CONTAINERS", "columns", "forge", "header", "honest", "plan_of", "refusal"]
+__all__ = ["CONTAINERS", "READ", "check", "columns", "forge", "growth", "header", "honest", "plan_of", "refusal"]
 
 CONTAINERS = {"parquet": parquet, "hdf5": hdf5}
 ROWS = 6
@@ -48,8 +50,8 @@ def header(plan: Plan) -> bytes:
 
 def honest(plan: Plan) -> bytes:
     """The shard that kdcache writes."""
-    container = CONTAINERS[plan.container["format"]]
-    return bytes(container.encode(columns(plan), plan.columns, plan.block_rows, plan.container["compression"], header(plan)))
+    encode = CONTAINERS[plan.container["format"]].encode
+    return bytes(encode(columns(plan), plan.columns, plan.block_rows, plan.container["compression"], header(plan)))
 
 
 def forge(path: Path, plan: Plan, shard: bytes | Path) -> Path:
@@ -69,6 +71,13 @@ def forge(path: Path, plan: Plan, shard: bytes | Path) -> Path:
     return final
 
 
+def check(error: KdcacheError) -> None:
+    """A refusal has the exit code of bad data or of trust, and a message that is fit for a terminal."""
+    assert error.exit_code in (65, 77), repr(error)
+    assert str(error).isprintable(), f"not fit for a terminal: {error}"
+    assert len(str(error)) < 2000
+
+
 def refusal(path: Path, deep: bool = True) -> KdcacheError | None:
     """What reading every column raises, or None; anything but a typed refusal of data or trust is passed on."""
     try:
@@ -78,10 +87,7 @@ def refusal(path: Path, deep: bool = True) -> KdcacheError | None:
             for field in store.plan.tables:
                 store.table(field)
     except KdcacheError as error:
-        assert error.exit_code in (65, 77), repr(error)
-        text = str(error)
-        assert text.isprintable(), f"not fit for a terminal: {text!r}"
-        assert len(text) < 2000
+        check(error)
         if deep:
             try:
                 verify(path, deep=True)
@@ -90,3 +96,27 @@ def refusal(path: Path, deep: bool = True) -> KdcacheError | None:
             raise AssertionError(f"verify passes what reading refuses: {error}") from error
         return error
     return None
+
+
+READ = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from hostile_store import refusal
+import h5py, pyarrow.parquet
+resource.setrlimit(resource.RLIMIT_AS, ((4 << 30), (4 << 30)))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+error = refusal(Path(sys.argv[2]), False)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(type(error).__name__, grown // 1024, error)
+"""
+
+
+def growth(store: Path) -> tuple[str, int]:
+    """Which error reading the store raises, and by how many MiB the process grew."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(Path(__file__).parent), str(store)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    kind, grown, *_ = done.stdout.split()
+    return kind, int(grown)

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hostile_store import ROWS, columns, forge, header, honest, plan_of, refusal
+from hostile_store import READ, ROWS, columns, forge, growth, header, honest, plan_of, refusal
 
 from kdcache.errors import StoreDamaged, TrustError
 from kdcache.store import Plan
@@ -103,7 +103,18 @@ def compact(file: h5py.File, outside: Path, values: np.ndarray[Any, Any]) -> Non
     h5py.h5d.create(file.id, b"logits", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple(values.shape), properties)
 
 
-TRUST: list[Alter] = [soft, soft_loop, external_link, external_storage, virtual, foreign_filter, group, cycle, named_type, compact]
+TRUST: list[Alter] = [
+    soft,
+    soft_loop,
+    external_link,
+    external_storage,
+    virtual,
+    foreign_filter,
+    group,
+    cycle,
+    named_type,
+    compact,
+]
 DAMAGED = {
     "big endian": dataset(dtype=">f4"),
     "float64": dataset(dtype="<f8"),
@@ -142,14 +153,13 @@ def test_what_leads_elsewhere_is_refused_and_not_followed(tmp_path: Path, alter:
     forge(tmp_path / "s", plan, build(tmp_path / "shard", plan, alter, outside))
     assert isinstance(refusal(tmp_path / "s"), (TrustError, StoreDamaged))
     trace = tmp_path / "trace"
-    script = "import sys; sys.path.insert(0, sys.argv[1]); from hostile_store import *; from pathlib import Path; print(type(refusal(Path(sys.argv[2]), False)).__name__)"
-    command = [sys.executable, "-c", script, str(HERE), str(tmp_path / "s")]
+    command = [sys.executable, "-c", READ, str(HERE), str(tmp_path / "s")]
     strace = ["strace", "-f", "-e", "trace=open,openat,openat2", "-o", str(trace)]
     try:
         done = subprocess.run([*strace, *command], capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() in ("TrustError", "StoreDamaged"), done.stderr
+    assert done.stdout.split()[0] in ("TrustError", "StoreDamaged"), done.stderr
     assert not trace.exists() or str(outside) not in trace.read_text()
 
 
@@ -160,7 +170,9 @@ def test_what_the_plan_does_not_say_is_refused(tmp_path: Path, name: str) -> Non
     assert isinstance(refusal(tmp_path / "s"), (StoreDamaged, TrustError))
 
 
-@pytest.mark.parametrize("head", [np.zeros((2, 2), np.uint8), np.zeros(4), h5py.Empty("u1"), "text", np.uint8(1)], ids=range(5))
+@pytest.mark.parametrize(
+    "head", [np.zeros((2, 2), np.uint8), np.zeros(4), h5py.Empty("u1"), "text", np.uint8(1)], ids=range(5)
+)
 def test_headers_that_are_no_bytes(tmp_path: Path, head: Any) -> None:
     plan = plan_of("hdf5")
     forge(tmp_path / "s", plan, build(tmp_path / "shard", plan, dataset(), tmp_path / "outside", head))
@@ -186,7 +198,7 @@ def packed(data: bytes, mask: int = 0, chunk: tuple[int, ...] = (ROWS, 4), **fil
         packed(bytes(96), 1, compression=1),
         packed(b"", compression=1),
         packed(b"", chunk=(ROWS, 2), compression=1),
-        packed(b"", chunk=(1024, 1024), compression=1),
+        packed(b"", chunk=(1024, 1024), compression=1, maxshape=(None, None)),
         packed(bytes(4096), compression=1),
     ],
     ids=range(9),
@@ -203,32 +215,11 @@ def test_chunks_that_are_not_a_block(tmp_path: Path, alter: Alter) -> None:
     assert isinstance(refusal(tmp_path / "s"), StoreDamaged)
 
 
-BOMB = """
-import resource, sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from hostile_store import refusal
-import pyarrow.parquet, h5py
-resource.setrlimit(resource.RLIMIT_AS, ((4 << 30), (4 << 30)))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-error = refusal(Path(sys.argv[2]), False)
-print(type(error).__name__, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error)
-"""
-
-
-def growth(store: Path) -> tuple[str, int]:
-    """Which error reading the store raises, and by how many MiB the process grew."""
-    done = subprocess.run([sys.executable, "-c", BOMB, HERE, store], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    kind, grown, *_ = done.stdout.split()
-    return kind, int(grown)
-
-
 def test_a_deflate_bomb_takes_no_memory(tmp_path: Path) -> None:
     plan = plan_of("hdf5", "deflate", rows=200_000)
     squeeze = zlib.compressobj(9)
     bomb = io.BytesIO()
-    for _ in range(1024):
+    for _ in range(256):
         bomb.write(squeeze.compress(bytes(1 << 20)))
     bomb.write(squeeze.flush())
 
@@ -241,15 +232,16 @@ def test_a_deflate_bomb_takes_no_memory(tmp_path: Path) -> None:
     forge(tmp_path / "s", plan, build(tmp_path / "shard", plan, alter, tmp_path / "outside"))
     kind, grown = growth(tmp_path / "s")
     assert kind == "StoreDamaged"
-    assert grown < 128
+    assert grown < 64
 
 
 def test_plugins_are_not_looked_for(tmp_path: Path) -> None:
     plan = plan_of("hdf5")
     forge(tmp_path / "s", plan, honest(plan))
-    script = "import sys; sys.path.insert(0, sys.argv[1]); from hostile_store import *; from pathlib import Path; print(refusal(Path(sys.argv[2]))); import h5py; print(h5py.h5pl.size())"
+    script = READ + "\nprint(h5py.h5pl.size())"
     done = subprocess.run(
         [sys.executable, "-c", script, HERE, tmp_path / "s"], capture_output=True, text=True,
         env={**os.environ, "HDF5_PLUGIN_PATH": str(tmp_path)}, timeout=60,
     )  # fmt: skip
-    assert done.stdout == "None\n0\n", done.stderr
+    assert done.stdout.split()[0] == "NoneType", done.stderr
+    assert done.stdout.splitlines()[-1] == "0"

@@ -11,19 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_store import forge, header, honest, plan_of, refusal
+from hostile_store import check, columns, forge, header, honest, plan_of, refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdcache.errors import KdcacheError, StoreDamaged, StoreMismatch, StoreUnfinished, TrustError
 from kdcache.fingerprint import canonical
-from kdcache.store import describe, open_store, plain_field, verify
+from kdcache.store import describe, open_store, parquet, plain_field, verify
 from kdcache.store.guard import parse_canonical, safe
 from kdcache.store.plan_file import plan_from_json
 
-BAD_STRINGS = ["", "../x", "/etc/passwd", "a\0b", "a\nb", "\x1b[31m", "\u202eevil", "a/b", "~", "\\\\host", "x" * 10_000, ".", "ｉd"]
+BAD_STRINGS = [
+    "",
+    "../x",
+    "/etc/passwd",
+    "a\0b",
+    "a\nb",
+    "\x1b[31m",
+    "\u202eevil",
+    "a/b",
+    "~",
+    "\\\\host",
+    "x" * 10_000,
+    ".",
+    "ｉd",
+]
 BAD_VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 7, 2**31, 2**31 + 1, 2**32, 2**63, 2**64, 10**4000, 0.5, -0.0, 1e300,
+    None, True, False, 0, -1, 1, 7, 2**31, 2**31 + 1, 2**32, 2**63, 2**64, 10**3000, 0.5, -0.0, 1e300,
     [], [1], [[]], {}, {"a": 1}, *BAD_STRINGS,
 ]  # fmt: skip
 
@@ -57,9 +71,7 @@ def check_plan(value: Any) -> None:
     try:
         plan = plan_from_json(value, "here")
     except KdcacheError as error:
-        assert error.exit_code in (65, 77)
-        assert str(error).isprintable()
-        assert len(str(error)) < 1000
+        check(error)
     else:
         assert plan.digest
         assert plan.block_starts[-1] == plan.rows
@@ -95,7 +107,10 @@ def test_any_nodes_of_a_plan_together(paths: list[tuple[Any, ...]], values: list
     check_plan(value)
 
 
-@pytest.mark.parametrize("path", [p for p in PLACES if p and isinstance(p[-1], str)], ids=lambda p: ".".join(map(str, p)))
+KEYS = [path for path in PLACES if path and isinstance(path[-1], str)]
+
+
+@pytest.mark.parametrize("path", KEYS, ids=lambda path: ".".join(map(str, path)))
 def test_keys_missing_and_strange(path: tuple[Any, ...]) -> None:
     parent = PLAN
     for key in path[:-1]:
@@ -117,10 +132,7 @@ def test_any_node_of_a_manifest_or_record_may_be_anything(tmp_path: Path, name: 
                 file.write_bytes(canonical(changed(value, path, new)))
                 verify(tmp_path / "s")
             except KdcacheError as error:
-                assert error.exit_code in (65, 77)
-                assert str(error).isprintable()
-            except ValueError as error:  # 10**4000 cannot be written either
-                assert "digits" in str(error)
+                check(error)
             else:
                 assert changed(value, path, new) == value
 
@@ -129,10 +141,13 @@ def test_any_node_of_a_manifest_or_record_may_be_anything(tmp_path: Path, name: 
     "data",
     [
         b"", b"\n", b"{", b"null\n", b"[]\n", b'"x"\n', b"\xff\xfe{\0}\0", b"\xef\xbb\xbf{}\n", b"{} {}\n", b"\0" * 100,
-        b'{"a":1,"a":1}\n', b'{"a":NaN}\n', b'{"a":Infinity}\n', b'{"a":-Infinity}\n', b'{"a":1e999}\n', b'{"a":"\\ud800"}\n',
-        b'{"b":1,"a":2}\n', b'{"a": 1}\n', b'{"a":1.00}\n', b'{"a":1E5}\n', b'{"a":"\\u0041"}\n', b'{"a":01}\n', b'{"a":1}',
+        b'{"a":1,"a":1}\n', b'{"a":NaN}\n', b'{"a":Infinity}\n', b'{"a":-Infinity}\n', b'{"a":1e999}\n',
+        b'{"a":"\\ud800"}\n',
+        b'{"b":1,"a":2}\n', b'{"a": 1}\n', b'{"a":1.00}\n', b'{"a":1E5}\n', b'{"a":"\\u0041"}\n',
+        b'{"a":01}\n', b'{"a":1}',
         b'{"a":' + b"9" * 5000 + b"}\n", b'{"a":"\xc3("}\n',
-        b"[" * 17 + b"]" * 17 + b"\n", b"[" * 1_000_000, b'{"a":' * 100_000, b'"' + b'\\"' * 1_000_000, b'"\\\n' * 500_000,
+        b"[" * 17 + b"]" * 17 + b"\n", b"[" * 1_000_000, b'{"a":' * 100_000, b'"' + b'\\"' * 1_000_000,
+        b'"\\\n' * 500_000,
         b'["\\"[[[[[[[[[[[[[[[[[[[[[[[[[",' + b"[" * 16 + b"]" * 17 + b"\n",
     ],
     ids=range(31),
@@ -146,8 +161,7 @@ def test_bytes_that_are_not_canonical_json(tmp_path: Path, data: bytes) -> None:
         start = time.monotonic()
         with pytest.raises(KdcacheError) as caught:
             verify(tmp_path / "s")
-        assert caught.value.exit_code in (65, 77)
-        assert str(caught.value).isprintable()
+        check(caught.value)
         assert time.monotonic() - start < 2
         file.write_bytes(right)
     assert refusal(tmp_path / "s") is None
@@ -159,7 +173,7 @@ def test_files_too_large_to_be_read(tmp_path: Path) -> None:
         file = tmp_path / "s" / name
         right = file.read_bytes()
         os.truncate(file, 1 << 40)
-        with pytest.raises(TrustError, match="1099511627776 bytes, at most"):
+        with pytest.raises(TrustError, match=r"1099511627776 bytes, at most"):
             verify(tmp_path / "s")
         file.write_bytes(right)
 
@@ -170,7 +184,7 @@ def test_any_bytes_as_json(data: bytes) -> None:
     try:
         value = parse_canonical(data, "here")
     except (StoreDamaged, TrustError) as error:
-        assert str(error).isprintable()
+        check(error)
     else:
         assert canonical(value) == data
 
@@ -179,7 +193,7 @@ def test_any_bytes_as_json(data: bytes) -> None:
 def test_names_of_columns(name: str) -> None:
     value = copy.deepcopy(PLAN)
     value["fields"][1]["name"], value["tables"] = name, {}
-    with pytest.raises((TrustError, StoreDamaged), match="^here: ") as caught:
+    with pytest.raises((TrustError, StoreDamaged), match=r"^here: ") as caught:
         plan_from_json(value, "here")
     assert str(caught.value).isprintable()
     value = copy.deepcopy(PLAN)
@@ -192,7 +206,7 @@ def test_a_newer_version_and_an_unfinished_store(tmp_path: Path) -> None:
     forge(tmp_path / "s", plan_of(), honest(plan_of()))
     file = tmp_path / "s" / "manifest.json"
     file.write_bytes(canonical({**json.loads(file.read_bytes()), "version": 2}))
-    with pytest.raises(StoreMismatch, match="version 2, this kdcache reads 1"):
+    with pytest.raises(StoreMismatch, match=r"version 2, this kdcache reads 1"):
         open_store(tmp_path / "s")
     file.unlink()
     with pytest.raises(StoreUnfinished):
@@ -203,10 +217,6 @@ def test_a_newer_version_and_an_unfinished_store(tmp_path: Path) -> None:
 def test_headers_of_shards(tmp_path: Path) -> None:
     plan = plan_of()
     right = json.loads(header(plan))
-    from hostile_store import columns
-
-    from kdcache.store import parquet
-
     for path in nodes(right):
         for new in (None, True, 0, 7, "x", "\x1b[31m", [], {}, ["ab" * 16] * 1, {"a": 1}, 1.5):
             if (value := changed(right, path, new)) == right:

@@ -24,6 +24,7 @@ def reference(
     starts: Sequence[int], seed: int, epoch: int, lanes: int, shuffle: bool, mask: NDArray[np.bool_] | None
 ) -> list[int]:
     """The module's docstring, word for word, row by row."""
+
     def mix(z: int) -> int:
         z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & WORD
         z = ((z ^ z >> 27) * 0x94D049BB133111EB) & WORD

@@ -49,8 +49,9 @@ def bucketed_student(student: np.ndarray, targets: SparseLogits, temperature: fl
 
 
 def cross(p: np.ndarray, q: np.ndarray) -> float:
-    return -sum(math.fsum(a * math.log(b) for a, b in zip(*rows, strict=True) if a > 0)
-                for rows in zip(p, q, strict=True)) / len(p)
+    return -sum(
+        math.fsum(a * math.log(b) for a, b in zip(*rows, strict=True) if a > 0) for rows in zip(p, q, strict=True)
+    ) / len(p)
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> float:

@@ -66,19 +66,31 @@ class TestReference:
         student, teacher = pair
         targets = sparse(teacher, data.draw(st.integers(1, teacher.shape[1] - 1)))
         p = bucketed(targets, t)
-        agrees(lambda s: kd(s, targets, temperature=t),
-               lambda s: t * t * divergence(p, bucketed_student(s, targets, t)), student, t)
+        agrees(
+            lambda s: kd(s, targets, temperature=t),
+            lambda s: t * t * divergence(p, bucketed_student(s, targets, t)),
+            student,
+            t,
+        )
 
     @given(pairs(), temperatures, st.data())
     @sweep
     def test_soft_ce(self, pair: tuple[np.ndarray, np.ndarray], t: float, data: st.DataObject) -> None:
         student, teacher = pair
         dense = torch.tensor(teacher, dtype=torch.float32)
-        agrees(lambda s: soft_ce(s, dense, temperature=t),
-               lambda s: t * t * cross(softmax(teacher / t), softmax(s / t)), student, t)
+        agrees(
+            lambda s: soft_ce(s, dense, temperature=t),
+            lambda s: t * t * cross(softmax(teacher / t), softmax(s / t)),
+            student,
+            t,
+        )
         targets = sparse(teacher, data.draw(st.integers(1, teacher.shape[1] - 1)))
-        agrees(lambda s: soft_ce(s, targets, temperature=t),
-               lambda s: t * t * cross(bucketed(targets, t), bucketed_student(s, targets, t)), student, t)
+        agrees(
+            lambda s: soft_ce(s, targets, temperature=t),
+            lambda s: t * t * cross(bucketed(targets, t), bucketed_student(s, targets, t)),
+            student,
+            t,
+        )
 
     @given(pairs(), st.data())
     @sweep

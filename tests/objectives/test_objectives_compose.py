@@ -45,10 +45,14 @@ def batch() -> dict[str, torch.Tensor | SparseLogits]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 4, generator=generator)
     log_p, indices = logits.log_softmax(1).topk(4, 1)
-    return {"label": torch.tensor([1, -1, 3]), "logits": logits.half(), "second": SparseLogits(indices, log_p, None, 4),
-            "low": logits - logits.mean(1, keepdim=True),
-            "features.map": torch.randn(3, 6, 4, 4, generator=generator),
-            "features.vector": torch.randn(3, 6, generator=generator)}
+    return {
+        "label": torch.tensor([1, -1, 3]),
+        "logits": logits.half(),
+        "second": SparseLogits(indices, log_p, None, 4),
+        "low": logits - logits.mean(1, keepdim=True),
+        "features.map": torch.randn(3, 6, 4, 4, generator=generator),
+        "features.vector": torch.randn(3, 6, generator=generator),
+    }
 
 
 def student() -> torch.Tensor:
@@ -84,8 +88,9 @@ def test_fields_are_read_once() -> None:
 
 
 def test_terms_of_one_name_are_numbered() -> None:
-    objective = made({"name": "kd"}, {"name": "kd", "temperature": 4.0}, {"name": "ce"},
-                     {"name": "kd", "field": "second"})
+    objective = made(
+        {"name": "kd"}, {"name": "kd", "temperature": 4.0}, {"name": "ce"}, {"name": "kd", "field": "second"}
+    )
     _, values = objective({"logits": student()}, batch(), objective.adapters({}))
     assert list(values) == ["kd", "kd.1", "ce", "kd.2"]
     assert values["kd.2"].item() == pytest.approx(values["kd"].item(), abs=1e-3)
@@ -93,7 +98,8 @@ def test_terms_of_one_name_are_numbered() -> None:
 
 def test_temperature_is_one_unless_given() -> None:
     _, values = (objective := made({"name": "kd"}, {"name": "kd", "temperature": 1.0}))(
-        {"logits": student()}, batch(), objective.adapters({}))
+        {"logits": student()}, batch(), objective.adapters({})
+    )
     assert values["kd"] == values["kd.1"]
 
 
@@ -105,8 +111,11 @@ def test_term_of_weight_zero_is_reported() -> None:
 
 
 def test_hints_have_an_adapter_each() -> None:
-    objective = made({"name": "hint", "tap": "layer2", "field": "features.map"}, {"name": "ce"},
-                     {"name": "hint", "tap": "pooled", "field": "features.vector"})
+    objective = made(
+        {"name": "hint", "tap": "layer2", "field": "features.map"},
+        {"name": "ce"},
+        {"name": "hint", "tap": "pooled", "field": "features.vector"},
+    )
     assert objective.taps == {"hint": "layer2", "hint.1": "pooled"}
     adapters = objective.adapters({"hint": (3, 8, 8), "hint.1": (5,)})
     assert len(adapters) == 2
@@ -152,24 +161,30 @@ def test_lowrank_logits_are_compared_centred() -> None:
     assert moved["mse_logits.1"] != pytest.approx(values["mse_logits.1"].item(), rel=1e-2)
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    ({"name": "kdd"}, "objective 'kdd' is not known; did you mean 'kd'"),
-    ({"name": "zzz"}, r"known: ce, hard_label, hint, kd, mse_logits, soft_ce"),
-    ({"name": "kd", "field": "logit"}, "no field 'logit'; did you mean 'logits'"),
-    ({"name": "kd", "field": "zzz"}, r"no field 'zzz'; known: features.map"),
-    ({"name": "kd", "field": "features.vector"}, r"features.vector is float16\[6\]; it needs logits, .* the 4 classes"),
-    ({"name": "ce", "temperature": 2.0}, r"objective ce: it takes no temperature \(found 2.0\)"),
-    ({"name": "mse_logits", "temperature": 2.0}, "takes no temperature"),
-    ({"name": "kd", "tap": "layer2"}, r"takes no tap \(found 'layer2'\)"),
-    ({"name": "ce", "field": "logits"}, "reads the labels, not 'logits'"),
-    ({"name": "mse_logits", "field": "second"}, "second is stored with codec = 'topk'.*codec = \"dense\""),
-    ({"name": "hint", "tap": "x", "field": "second"}, "second is stored with codec = 'topk'"),
-    ({"name": "kd", "field": "second", "temperature": 0.5}, "temperature = 0.5 is below 1.*codec = \"dense\""),
-    ({"name": "hint", "field": "features.map"}, "name its module, for instance tap = \"layer3\""),
-    ({"name": "hint", "tap": "layer2"}, r"name the teacher's feature, field = .*'features.map'"),
-    ({"name": "hint", "tap": "layer2", "field": "features.tokens"}, r"float16\[5, 6\]; it compares vectors"),
-    ({"name": "hint", "tap": "layer2", "field": "label"}, r"label is int64\[\]"),
-])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "kdd"}, "objective 'kdd' is not known; did you mean 'kd'"),
+        ({"name": "zzz"}, r"known: ce, hard_label, hint, kd, mse_logits, soft_ce"),
+        ({"name": "kd", "field": "logit"}, "no field 'logit'; did you mean 'logits'"),
+        ({"name": "kd", "field": "zzz"}, r"no field 'zzz'; known: features.map"),
+        (
+            {"name": "kd", "field": "features.vector"},
+            r"features.vector is float16\[6\]; it needs logits, .* the 4 classes",
+        ),
+        ({"name": "ce", "temperature": 2.0}, r"objective ce: it takes no temperature \(found 2.0\)"),
+        ({"name": "mse_logits", "temperature": 2.0}, "takes no temperature"),
+        ({"name": "kd", "tap": "layer2"}, r"takes no tap \(found 'layer2'\)"),
+        ({"name": "ce", "field": "logits"}, "reads the labels, not 'logits'"),
+        ({"name": "mse_logits", "field": "second"}, "second is stored with codec = 'topk'.*codec = \"dense\""),
+        ({"name": "hint", "tap": "x", "field": "second"}, "second is stored with codec = 'topk'"),
+        ({"name": "kd", "field": "second", "temperature": 0.5}, 'temperature = 0.5 is below 1.*codec = "dense"'),
+        ({"name": "hint", "field": "features.map"}, 'name its module, for instance tap = "layer3"'),
+        ({"name": "hint", "tap": "layer2"}, r"name the teacher's feature, field = .*'features.map'"),
+        ({"name": "hint", "tap": "layer2", "field": "features.tokens"}, r"float16\[5, 6\]; it compares vectors"),
+        ({"name": "hint", "tap": "layer2", "field": "label"}, r"label is int64\[\]"),
+    ],
+)
 def test_what_cannot_work_is_refused_on_composing(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         made(config)

@@ -32,16 +32,19 @@ def test_hint_through_an_adapter_against_float64() -> None:
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("student", "teacher", "kind", "made"), [
-    ((4,), (6,), nn.Linear, (6,)),
-    ((4,), (4,), nn.Linear, (4,)),  # no identity, even where the widths agree
-    ((4, 8, 8), (6, 4, 4), nn.Conv2d, (6, 4, 4)),
-    ((4, 4, 4), (6, 8, 8), nn.Conv2d, (6, 4, 4)),
-    ((4, 7, 7), (6, 3, 5), nn.Conv2d, (6, 3, 5)),
-    ((4, 1, 1), (6, 8, 8), nn.Conv2d, (6, 1, 1)),
-    ((4, 8, 8), (6,), nn.Linear, (6,)),  # a store with pool = "avg"
-    ((4,), (6, 8, 8), nn.Linear, (6,)),
-])
+@pytest.mark.parametrize(
+    ("student", "teacher", "kind", "made"),
+    [
+        ((4,), (6,), nn.Linear, (6,)),
+        ((4,), (4,), nn.Linear, (4,)),  # no identity, even where the widths agree
+        ((4, 8, 8), (6, 4, 4), nn.Conv2d, (6, 4, 4)),
+        ((4, 4, 4), (6, 8, 8), nn.Conv2d, (6, 4, 4)),
+        ((4, 7, 7), (6, 3, 5), nn.Conv2d, (6, 3, 5)),
+        ((4, 1, 1), (6, 8, 8), nn.Conv2d, (6, 1, 1)),
+        ((4, 8, 8), (6,), nn.Linear, (6,)),  # a store with pool = "avg"
+        ((4,), (6, 8, 8), nn.Linear, (6,)),
+    ],
+)
 def test_adapter(student: tuple[int, ...], teacher: tuple[int, ...], kind: type, made: tuple[int, ...]) -> None:
     adapter = Adapter(student, teacher)
     assert isinstance(adapter.project, kind)
@@ -76,15 +79,18 @@ def test_batch_without_rows_is_zero() -> None:
     assert value.item() == 0
 
 
-@pytest.mark.parametrize(("student", "teacher"), [
-    ((), (3,)), ((3,), (4, 5)), ((2, 3, 4, 5), (3,)), ((3, 0, 4), (3, 4, 4))])
+@pytest.mark.parametrize(
+    ("student", "teacher"), [((), (3,)), ((3,), (4, 5)), ((2, 3, 4, 5), (3,)), ((3, 0, 4), (3, 4, 4))]
+)
 def test_features_of_another_rank_are_refused(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"vectors \[D\] and maps \[D, H, W\]"):
         Adapter(student, teacher)
 
 
-@pytest.mark.parametrize(("student", "teacher"), [
-    ((2, 3), (2, 4)), ((2, 3), (1, 3)), ((2, 3, 4, 4), (2, 3)), ((2, 3, 4, 4), (2, 3, 2, 4)), ((2, 3), (2, 3, 4))])
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [((2, 3), (2, 4)), ((2, 3), (1, 3)), ((2, 3, 4, 4), (2, 3)), ((2, 3, 4, 4), (2, 3, 2, 4)), ((2, 3), (2, 3, 4))],
+)
 def test_maps_that_no_adapter_matched_are_refused(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="put an Adapter"):
         hint(torch.zeros(student), torch.zeros(teacher))

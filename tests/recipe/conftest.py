@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("run")
     recipe, out, log = write(folder), folder / "out", folder / "imports.log"
     (folder / "spy").mkdir()
@@ -33,4 +32,4 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     for line in log.read_text().splitlines():
         process, name = line.split()
         imports.setdefault(process, set()).add(name)
-    yield Finished(recipe, out, done, imports)
+    return Finished(recipe, out, done, imports)

@@ -23,8 +23,12 @@ def test_rows_of_a_split_are_taken_in_order_and_repeats_once() -> None:
 
 
 def test_the_band_ends_where_the_first_seed_stops() -> None:
-    whole = band([Series(np.array([0.0, 10.0, 20.0]), np.array([0.0, 1.0, 2.0])),
-                  Series(np.array([0.0, 10.0]), np.array([2.0, 3.0]))])
+    whole = band(
+        [
+            Series(np.array([0.0, 10.0, 20.0]), np.array([0.0, 1.0, 2.0])),
+            Series(np.array([0.0, 10.0]), np.array([2.0, 3.0])),
+        ]
+    )
     assert whole is not None
     assert whole.steps.tolist() == [0.0, 10.0]
     assert whole.mean.tolist() == [1.0, 2.0]

@@ -55,13 +55,37 @@ class Page(HTMLParser):
 
 def test_the_page_has_the_numbers_and_every_picture(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, example(), **arguments()))
-    for words in ("few-labels", "84.31", "81.70 ± 0.20", "84.40 ± 0.10", "+2.70 ± 0.10", "13.5", "101,770", "33.4",
-                  "60,000", "1.00e−05", "0.0021", "5,321", "48,212", "0.9 kd (temperature 2) + 0.1 ce",
-                  "topk, dtype float16", "kdcache run few-labels.toml --out runs", "seeds 0, 1, 2"):
+    for words in (
+        "few-labels",
+        "84.31",
+        "81.70 ± 0.20",
+        "84.40 ± 0.10",
+        "+2.70 ± 0.10",
+        "13.5",
+        "101,770",
+        "33.4",
+        "60,000",
+        "1.00e−05",
+        "0.0021",
+        "5,321",
+        "48,212",
+        "0.9 kd (temperature 2) + 0.1 ce",
+        "topk, dtype float16",
+        "kdcache run few-labels.toml --out runs",
+        "seeds 0, 1, 2",
+    ):
         assert words in page.text, words
     titles = re.findall(r"<h3>(.*?)</h3>", (tmp_path / "report.html").read_text())
-    assert titles == ["Accuracy by seed", "Accuracy over the grid", "Accuracy while fitting", "Held-out loss",
-                      "Training loss", "How sure the teacher is", "What the teacher confuses", "What kd confuses"]
+    assert titles == [
+        "Accuracy by seed",
+        "Accuracy over the grid",
+        "Accuracy while fitting",
+        "Held-out loss",
+        "Training loss",
+        "How sure the teacher is",
+        "What the teacher confuses",
+        "What kd confuses",
+    ]
     assert len(page.drawings()) == 2 * len(titles)
     assert all(attrs.get("alt") for tag, attrs in page.elements if tag == "img")
 
@@ -84,8 +108,9 @@ def test_hostile_strings_are_spelled_out_everywhere(tmp_path: Path) -> None:
     path = write_report(tmp_path, example(HOSTILE), **arguments(HOSTILE))
     page = Page(path)
     assert "script" not in {tag for tag, _ in page.elements}
-    assert [tag for tag, _ in page.elements] == [tag for tag, _ in Page(
-        write_report(tmp_path, example("é"), **arguments("é"))).elements], "a string made or closed an element"
+    assert [tag for tag, _ in page.elements] == [
+        tag for tag, _ in Page(write_report(tmp_path, example("é"), **arguments("é"))).elements
+    ], "a string made or closed an element"
     # Name, models, objectives, store, environment, command: all show the hostile end that they were given, spelled out.
     spelled = "<script>alert(1)</script>\"'&{{7*7}}$x_$\\x1b[31m\\u202egnp.exe\\u2066\\x00\\ud800\\n"
     assert page.text.count(spelled) >= 20
@@ -98,12 +123,16 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
     second.mkdir()
-    assert write_report(first, example(), **arguments()).read_bytes() == \
-        write_report(second, example(), **arguments()).read_bytes()
+    assert (
+        write_report(first, example(), **arguments()).read_bytes()
+        == write_report(second, example(), **arguments()).read_bytes()
+    )
 
 
-@pytest.mark.parametrize("part", ["teacher", "baseline", "students", "store", "throughput", "seeds", "environment",
-                                  "command", "grid", "name"])
+@pytest.mark.parametrize(
+    "part",
+    ["teacher", "baseline", "students", "store", "throughput", "seeds", "environment", "command", "grid", "name"],
+)
 def test_any_part_may_be_absent(tmp_path: Path, part: str) -> None:
     results = example()
     del results[part]
@@ -117,10 +146,22 @@ def test_pictures_of_students_alone(tmp_path: Path) -> None:
 
 
 def test_a_run_without_evaluation_rows(tmp_path: Path) -> None:
-    results: dict[str, Any] = {"name": "bare", "students": {"kd": {"parameters": 7, "objective": None, "seconds": 1.0}},
-                               "baseline": {"parameters": 7}, "teacher": {"model": "zoo:cnn"}}
-    page = Page(write_report(tmp_path, results, curves={"kd": [[]]}, teacher_probabilities_top=np.empty(0),
-                             predictions={"kd": np.array([0])}, labels=np.array([-1])))
+    results: dict[str, Any] = {
+        "name": "bare",
+        "students": {"kd": {"parameters": 7, "objective": None, "seconds": 1.0}},
+        "baseline": {"parameters": 7},
+        "teacher": {"model": "zoo:cnn"},
+    }
+    page = Page(
+        write_report(
+            tmp_path,
+            results,
+            curves={"kd": [[]]},
+            teacher_probabilities_top=np.empty(0),
+            predictions={"kd": np.array([0])},
+            labels=np.array([-1]),
+        )
+    )
     assert "No accuracy was measured" in page.text
     assert page.drawings() == []
     assert "None" not in Page(write_report(tmp_path, {}, curves={})).text

@@ -20,10 +20,23 @@ def test_plain_lines_where_it_is_no_terminal() -> None:
     assert lines[0] == "few-labels"
     assert lines[1].split()[:2] == ["Network", "Accuracy,"]
     assert lines[2].split() == ["teacher", "84.31", "–", "–", "–", "–", "97,386", "–"]
-    assert lines[4].split() == ["kd", "84.40", "±", "0.10", "+2.70", "±", "0.10", "13.5", "yes", "93.00", "101,770",
-                                "33.4"]
-    assert lines[6] == ("Store: 60,000 rows, 818 bytes a row, 18 of them targets, dumped at 5,321 samples/s, "
-                        "fitted at 48,212 samples/s")
+    assert lines[4].split() == [
+        "kd",
+        "84.40",
+        "±",
+        "0.10",
+        "+2.70",
+        "±",
+        "0.10",
+        "13.5",
+        "yes",
+        "93.00",
+        "101,770",
+        "33.4",
+    ]
+    assert lines[6] == (
+        "Store: 60,000 rows, 818 bytes a row, 18 of them targets, dumped at 5,321 samples/s, fitted at 48,212 samples/s"
+    )
     assert lines[7].startswith("Of 2 students, 2 beat the baseline")
 
 

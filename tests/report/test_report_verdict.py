@@ -15,20 +15,28 @@ def results(**students: tuple[list[float], list[float]]) -> dict[str, Any]:
     return {
         "teacher": {"accuracy": 0.9, "parameters": 1234},
         "baseline": {"accuracy": summarise(baseline)},
-        "students": {name: {"accuracy": summarise(ours), "gain": paired(ours, theirs)}
-                     for name, (ours, theirs) in students.items()},
+        "students": {
+            name: {"accuracy": summarise(ours), "gain": paired(ours, theirs)}
+            for name, (ours, theirs) in students.items()
+        },
     }
 
 
 ALONE = [0.80, 0.81, 0.82]
 
 
-@pytest.mark.parametrize(("ours", "said"), [
-    ([0.85, 0.86, 0.87], "Distillation raised accuracy by 5.00 points"),
-    ([0.75, 0.76, 0.77], "Distillation lowered accuracy by 5.00 points"),
-    ([0.81, 0.82, 0.83], "Within noise: the distilled student differs from the same student fitted on labels alone "
-                         "by +1.00 points, only 1.00 times the larger standard deviation over 3 seeds."),
-])
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ([0.85, 0.86, 0.87], "Distillation raised accuracy by 5.00 points"),
+        ([0.75, 0.76, 0.77], "Distillation lowered accuracy by 5.00 points"),
+        (
+            [0.81, 0.82, 0.83],
+            "Within noise: the distilled student differs from the same student fitted on labels alone "
+            "by +1.00 points, only 1.00 times the larger standard deviation over 3 seeds.",
+        ),
+    ],
+)
 def test_one_student(ours: list[float], said: str) -> None:
     assert verdict(results(kd=(ours, ALONE))).startswith(said)
 
@@ -44,11 +52,14 @@ def test_several_students_are_counted_and_the_best_is_doubted() -> None:
     assert verdict(results(a=(ALONE, ALONE), b=(ALONE, ALONE))).startswith("Within noise: none of the 2 students")
 
 
-@pytest.mark.parametrize(("missing", "said"), [
-    ({}, "No student was fitted"),
-    ({"students": {"kd": {"parameters": 1}}}, "No accuracy was measured"),
-    ({"students": {"kd": {"accuracy": summarise([0.5])}}}, "No baseline was fitted"),
-])
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ({}, "No student was fitted"),
+        ({"students": {"kd": {"parameters": 1}}}, "No accuracy was measured"),
+        ({"students": {"kd": {"accuracy": summarise([0.5])}}}, "No baseline was fitted"),
+    ],
+)
 def test_what_was_not_measured_is_not_claimed(missing: dict[str, Any], said: str) -> None:
     assert verdict(missing).startswith(said)
 

@@ -62,15 +62,18 @@ def test_an_id_that_is_not_there(tmp_path: Path) -> None:
         open_npy(tmp_path / "x.npy", None, name="toy").read(np.array([4]))
 
 
-@pytest.mark.parametrize(("values", "said"), [
-    (np.array([{}, {}], object), "holds Python objects"),
-    (np.zeros((2, 2), bool), "its values are bool, which no store keeps"),
-    (np.zeros((2, 2), np.complex64), "its values are complex64"),
-    (np.zeros((2, 2), np.uint64), "its values are uint64"),
-    (np.array(["a", "b"]), "which no store keeps"),
-    (np.zeros((0, 2), np.uint8), "holds no samples"),
-    (np.zeros((), np.uint8), "holds no samples"),
-])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.array([{}, {}], object), "holds Python objects"),
+        (np.zeros((2, 2), bool), "its values are bool, which no store keeps"),
+        (np.zeros((2, 2), np.complex64), "its values are complex64"),
+        (np.zeros((2, 2), np.uint64), "its values are uint64"),
+        (np.array(["a", "b"]), "which no store keeps"),
+        (np.zeros((0, 2), np.uint8), "holds no samples"),
+        (np.zeros((), np.uint8), "holds no samples"),
+    ],
+)
 def test_inputs_that_no_store_keeps(tmp_path: Path, values: np.ndarray, said: str) -> None:
     np.save(tmp_path / "x.npy", values, allow_pickle=True)
     np.savez(tmp_path / "x.npz", x=values)
@@ -80,13 +83,16 @@ def test_inputs_that_no_store_keeps(tmp_path: Path, values: np.ndarray, said: st
         open_npz(tmp_path / "x.npz", "x", "y", name="toy")
 
 
-@pytest.mark.parametrize(("labels", "said"), [
-    (np.zeros(4), "labels must be whole numbers, one per sample; found float64"),
-    (np.zeros((4, 1), int), r"found int64 of shape \[4, 1\]"),
-    (np.array([0, -2, 0, 0]), "row 1 has label -2, allowed are 0 or more"),
-    (np.array([0, 0, 0, 2**64 - 1], np.uint64), "row 3 has label 18446744073709551615"),
-    (np.zeros(3, int), "holds 4 samples and .*y.npy holds 3 labels"),
-])
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.zeros(4), "labels must be whole numbers, one per sample; found float64"),
+        (np.zeros((4, 1), int), r"found int64 of shape \[4, 1\]"),
+        (np.array([0, -2, 0, 0]), "row 1 has label -2, allowed are 0 or more"),
+        (np.array([0, 0, 0, 2**64 - 1], np.uint64), "row 3 has label 18446744073709551615"),
+        (np.zeros(3, int), "holds 4 samples and .*y.npy holds 3 labels"),
+    ],
+)
 def test_bad_labels(tmp_path: Path, labels: np.ndarray, said: str) -> None:
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "y.npy", labels)
@@ -125,7 +131,7 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFact
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(0, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[:data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
+    path.write_bytes(content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
     try:
         source = open_npy(path, None, name="toy") if suffix == ".npy" else open_npz(path, "x", "y", name="toy")
     except SourceError:

@@ -90,7 +90,7 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFact
         content = bytearray(gzip.compress(content, 1))
     for _ in range(data.draw(st.integers(0, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[:data.draw(st.sampled_from([len(content), len(content) - 1, 3074, 3073, 20, 5]))])
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) - 1, 3074, 3073, 20, 5]))])
     try:
         source = open_cifar([path], name="toy")
     except SourceError:
@@ -99,12 +99,14 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFact
 
 
 @settings(max_examples=15, deadline=None)
-@given(count=st.integers(1, 4), limits=st.sampled_from([(10,), (20, 100)]), packed=st.booleans(),
-       seed=st.integers(0, 99))
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, count: int, limits: tuple[int, ...], packed: bool,
-                    seed: int) -> None:
+@given(
+    count=st.integers(1, 4), limits=st.sampled_from([(10,), (20, 100)]), packed=st.booleans(), seed=st.integers(0, 99)
+)
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, count: int, limits: tuple[int, ...], packed: bool, seed: int
+) -> None:
     values = records(count, limits, seed)
     source = open_cifar([write(tmp_path_factory.getbasetemp() / "cifar", values, packed)], name="toy")
     rows = source.read(source.ids())
-    np.testing.assert_array_equal(rows["input"].reshape(count, 3072), values[:, len(limits):])
+    np.testing.assert_array_equal(rows["input"].reshape(count, 3072), values[:, len(limits) :])
     np.testing.assert_array_equal(rows["label"], values[:, len(limits) - 1])

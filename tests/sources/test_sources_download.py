@@ -83,8 +83,13 @@ def server() -> Iterator[Server]:
 
 def test_download_reports_and_leaves_nothing_partial(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    download(server.url(), tmp_path / "new" / "body.gz", sha256=SHA256, size=len(BODY),
-             progress=lambda *facts: seen.append(facts))
+    download(
+        server.url(),
+        tmp_path / "new" / "body.gz",
+        sha256=SHA256,
+        size=len(BODY),
+        progress=lambda *facts: seen.append(facts),
+    )
     assert (tmp_path / "new" / "body.gz").read_bytes() == BODY
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["body.gz"]
     assert seen[0] == ("body.gz", 0, len(BODY))
@@ -196,13 +201,25 @@ def test_bad_archives(tmp_path: Path) -> None:
 def test_fetch_a_known_set(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = archive(tmp_path / "made.tar.gz", {"x/one.bin": b"1", "x/readme": b"r"})
     server.files["/set.tar.gz"] = packed
-    toy = Dataset.model_validate({
-        "title": "toy", "licence": "none", "citation": "none", "homepage": "none",
-        "splits": {"train": {"kind": "cifar", "files": ["one.bin"]}},
-        "downloads": [
-            {"file": "body.gz", "url": server.url(), "sha256": SHA256, "bytes": len(BODY)},
-            {"file": "set.tar.gz", "url": server.url("/set.tar.gz"), "sha256": hashlib.sha256(packed).hexdigest(),
-             "bytes": len(packed), "members": {"x/one.bin": 1}}]})
+    toy = Dataset.model_validate(
+        {
+            "title": "toy",
+            "licence": "none",
+            "citation": "none",
+            "homepage": "none",
+            "splits": {"train": {"kind": "cifar", "files": ["one.bin"]}},
+            "downloads": [
+                {"file": "body.gz", "url": server.url(), "sha256": SHA256, "bytes": len(BODY)},
+                {
+                    "file": "set.tar.gz",
+                    "url": server.url("/set.tar.gz"),
+                    "sha256": hashlib.sha256(packed).hexdigest(),
+                    "bytes": len(packed),
+                    "members": {"x/one.bin": 1},
+                },
+            ],
+        }
+    )
     monkeypatch.setattr(registry, "known_datasets", lambda: {"toy": toy})
     folder = tmp_path / "root" / "toy"
     assert fetch("toy", tmp_path / "root") == (folder / "body.gz", folder / "one.bin")

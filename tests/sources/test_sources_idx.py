@@ -77,15 +77,18 @@ def test_label_out_of_range_names_file_row_value_and_range(pair: tuple[Path, Pat
         open_idx(*pair, name="toy", classes=2)
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    (b"", "the file holds 0"),
-    (idx(IMAGES)[:9], "with a header of 16 bytes; the file holds 9"),
-    (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "found magic 2303741511"),
-    (idx(IMAGES)[:-1], "= 24 bytes, but 23 follow"),
-    (idx(IMAGES) + b"\0", "= 24 bytes, but more follow"),
-    (struct.pack(">4I", 2051, 0, 28, 28), "it holds nothing"),
-    (struct.pack(">4I", 2051, 4294967295, 65535, 65535), "but 0 follow"),
-])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file holds 0"),
+        (idx(IMAGES)[:9], "with a header of 16 bytes; the file holds 9"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "found magic 2303741511"),
+        (idx(IMAGES)[:-1], "= 24 bytes, but 23 follow"),
+        (idx(IMAGES) + b"\0", "= 24 bytes, but more follow"),
+        (struct.pack(">4I", 2051, 0, 28, 28), "it holds nothing"),
+        (struct.pack(">4I", 2051, 4294967295, 65535, 65535), "but 0 follow"),
+    ],
+)
 def test_bad_files(tmp_path: Path, content: bytes, said: str) -> None:
     for packed in (content, gzip.compress(content)):
         (tmp_path / "images").write_bytes(packed)
@@ -121,7 +124,7 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFact
     content = bytearray(gzip.compress(idx(IMAGES)) if packed else idx(IMAGES))
     for _ in range(data.draw(st.integers(0, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[:data.draw(st.integers(0, len(content)))] + data.draw(st.binary(max_size=3)))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))] + data.draw(st.binary(max_size=3)))
     try:
         found = read_idx(path, 2051)
     except SourceError:

@@ -35,13 +35,19 @@ def test_fashion_mnist(data_root: Path) -> None:
     assert check(known, 10_000, Array("uint8", (28, 28)), 10).tolist() == [1000] * 10
     assert known.class_names[9] == "Ankle boot"
     folder = data_root / "fashion-mnist"
-    named = open_source(SourceConfig(kind="idx", images=folder / "t10k-images-idx3-ubyte.gz",
-                                     labels=folder / "t10k-labels-idx1-ubyte.gz"))
+    named = open_source(
+        SourceConfig(
+            kind="idx", images=folder / "t10k-images-idx3-ubyte.gz", labels=folder / "t10k-labels-idx1-ubyte.gz"
+        )
+    )
     assert named.classes == 10
     assert named.fingerprint() == known.fingerprint()
     with pytest.raises(SourceError, match=r"holds 10000 images and .*train-labels.* holds 60000 labels"):
-        open_source(SourceConfig(kind="idx", images=folder / "t10k-images-idx3-ubyte.gz",
-                                 labels=folder / "train-labels-idx1-ubyte.gz"))
+        open_source(
+            SourceConfig(
+                kind="idx", images=folder / "t10k-images-idx3-ubyte.gz", labels=folder / "train-labels-idx1-ubyte.gz"
+            )
+        )
 
 
 def test_cifar_subsets(data_root: Path) -> None:
@@ -101,21 +107,24 @@ def test_a_part_of_cifar_will_do_and_plain_goes_before_packed(elsewhere: Path) -
     assert source.classes == 10
 
 
-@pytest.mark.parametrize(("table", "said"), [
-    ({"dataset": "fashon-mnist"}, "did you mean 'fashion-mnist'"),
-    ({"dataset": "imagenet"}, "known: cifar-10, cifar-100, digits, fashion-mnist"),
-    ({"dataset": "cifar-10", "split": "val"}, "cifar-10 has train, test"),
-    ({"dataset": "fashion-mnist", "label": "coarse"}, "fashion-mnist has one label per image"),
-    ({"dataset": "cifar-10", "images": "x"}, "`images` is not for dataset, which takes label, split"),
-    ({"kind": "idx", "images": "x", "size": 3}, "`size` is not for kind = \"idx\", which takes images, labels"),
-    ({"kind": "idx"}, "kind = 'idx' needs `images`"),
-    ({"kind": "cifar"}, "needs `files`"),
-    ({"kind": "arrays"}, "either `path`"),
-    ({"kind": "arrays", "path": "x", "images": "y"}, "either `path`"),
-    ({"kind": "folder"}, "needs `path`"),
-    ({"kind": "python"}, "needs `factory`"),
-    ({"kind": "digits", "rows": 1298}, "rows = 1298 is more than the 1297"),
-])
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"dataset": "fashon-mnist"}, "did you mean 'fashion-mnist'"),
+        ({"dataset": "imagenet"}, "known: cifar-10, cifar-100, digits, fashion-mnist"),
+        ({"dataset": "cifar-10", "split": "val"}, "cifar-10 has train, test"),
+        ({"dataset": "fashion-mnist", "label": "coarse"}, "fashion-mnist has one label per image"),
+        ({"dataset": "cifar-10", "images": "x"}, "`images` is not for dataset, which takes label, split"),
+        ({"kind": "idx", "images": "x", "size": 3}, '`size` is not for kind = "idx", which takes images, labels'),
+        ({"kind": "idx"}, "kind = 'idx' needs `images`"),
+        ({"kind": "cifar"}, "needs `files`"),
+        ({"kind": "arrays"}, "either `path`"),
+        ({"kind": "arrays", "path": "x", "images": "y"}, "either `path`"),
+        ({"kind": "folder"}, "needs `path`"),
+        ({"kind": "python"}, "needs `factory`"),
+        ({"kind": "digits", "rows": 1298}, "rows = 1298 is more than the 1297"),
+    ],
+)
 def test_tables_that_cannot_work(table: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         open_source(SourceConfig.model_validate(table))
@@ -129,9 +138,12 @@ def test_every_kind_opens(tmp_path: Path) -> None:
     (tmp_path / "c.bin").write_bytes(bytes(3073))
     (tmp_path / "pets" / "cat").mkdir(parents=True)
     Image.new("RGB", (2, 2)).save(tmp_path / "pets" / "cat" / "1.png")
-    tables = [{"kind": "arrays", "images": tmp_path / "x.npy"},
-              {"kind": "arrays", "path": tmp_path / "x.npz", "input_key": "a", "label_key": "b"},
-              {"kind": "cifar", "files": [tmp_path / "c.bin"]}, {"kind": "folder", "path": tmp_path / "pets"},
-              {"kind": "python", "factory": "kdcache.sources.digits:open_digits", "args": {"split": "test"}}]
+    tables = [
+        {"kind": "arrays", "images": tmp_path / "x.npy"},
+        {"kind": "arrays", "path": tmp_path / "x.npz", "input_key": "a", "label_key": "b"},
+        {"kind": "cifar", "files": [tmp_path / "c.bin"]},
+        {"kind": "folder", "path": tmp_path / "pets"},
+        {"kind": "python", "factory": "kdcache.sources.digits:open_digits", "args": {"split": "test"}},
+    ]
     names = [open_source(SourceConfig.model_validate(table)).name for table in tables]
     assert names == ["x.npy", "x.npz", "c.bin", "pets", "kdcache.sources.digits:open_digits"]

@@ -87,14 +87,17 @@ def test_optional_attributes() -> None:
         source.read(np.array([4]))
 
 
-@pytest.mark.parametrize(("reference", "said"), [
-    ("Numbers", "write it as package.module:factory"),
-    ("nowhere.at.all:Numbers", "cannot be imported"),
-    ("{module}:Number", "the module has no 'Number'"),
-    ("{module}:constant", "is a int, not something to call"),
-    ("{module}:fails", "raised RuntimeError: no luck"),
-    ("builtins:int", "gave a int; a source needs __len__ and read"),
-])
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("Numbers", "write it as package.module:factory"),
+        ("nowhere.at.all:Numbers", "cannot be imported"),
+        ("{module}:Number", "the module has no 'Number'"),
+        ("{module}:constant", "is a int, not something to call"),
+        ("{module}:fails", "raised RuntimeError: no luck"),
+        ("builtins:int", "gave a int; a source needs __len__ and read"),
+    ],
+)
 def test_bad_references_are_named(module: str, reference: str, said: str) -> None:
     reference = reference.format(module=module)
     with pytest.raises(UsageError, match=said) as error:
@@ -107,29 +110,37 @@ def test_bad_arguments_are_named(module: str) -> None:
         open_python(f"{module}:Numbers", {"cuont": 3})
 
 
-@pytest.mark.parametrize(("inner", "said"), [
-    (Given({"input": np.zeros((2, 1)), "extra": np.zeros(2)}), r"gave \['extra', 'input'\]; expected a dict with"),
-    (Given({"input": np.array(["a", "b"])}), "which no store keeps"),
-    (Given({"input": np.zeros((0, 1))}), "has 0 samples"),
-    (Given({"input": np.zeros((2, 1))}, ids=lambda: np.array([1, 1])), "ascending"),
-    (Given({"input": np.zeros((2, 1))}, read=lambda ids: {"input": np.zeros(())}), r"gave input of shape \[\]"),
-    (Given({"input": np.zeros((2, 1))}, read=lambda ids: [1]), "gave list; expected a dict"),
-    (Given({"input": np.zeros((2, 1))}, read=lambda ids: 1 / 0), r"read\(\) raised ZeroDivisionError"),
-])
+@pytest.mark.parametrize(
+    ("inner", "said"),
+    [
+        (Given({"input": np.zeros((2, 1)), "extra": np.zeros(2)}), r"gave \['extra', 'input'\]; expected a dict with"),
+        (Given({"input": np.array(["a", "b"])}), "which no store keeps"),
+        (Given({"input": np.zeros((0, 1))}), "has 0 samples"),
+        (Given({"input": np.zeros((2, 1))}, ids=lambda: np.array([1, 1])), "ascending"),
+        (Given({"input": np.zeros((2, 1))}, read=lambda ids: {"input": np.zeros(())}), r"gave input of shape \[\]"),
+        (Given({"input": np.zeros((2, 1))}, read=lambda ids: [1]), "gave list; expected a dict"),
+        (Given({"input": np.zeros((2, 1))}, read=lambda ids: 1 / 0), r"read\(\) raised ZeroDivisionError"),
+    ],
+)
 def test_bad_objects(inner: Any, said: str) -> None:
     with pytest.raises(SourceError, match=said):
         PythonSource("bad", inner)
 
 
-@pytest.mark.parametrize(("later", "said"), [
-    ({"input": np.zeros((2, 3), np.float32), "label": np.zeros(2, int)},
-     r"inputs float32\[3\], and float64\[3\] the first time"),
-    ({"input": np.zeros((2, 4)), "label": np.zeros(2, int)}, r"inputs float64\[4\]"),
-    ({"input": np.zeros((2, 3))}, r"gave \['input'\], and \['input', 'label'\] the first time"),
-    ({"input": np.zeros((2, 3)), "label": np.zeros(2)}, "labels must be whole numbers"),
-    ({"input": np.zeros((2, 3)), "label": np.array([0, 5])}, "row 1 has label 5, allowed are 0 to 1"),
-    ({"input": np.zeros((3, 3)), "label": np.zeros(2, int)}, r"read\(\) of 2 ids gave input of shape \[3, 3\]"),
-])
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        (
+            {"input": np.zeros((2, 3), np.float32), "label": np.zeros(2, int)},
+            r"inputs float32\[3\], and float64\[3\] the first time",
+        ),
+        ({"input": np.zeros((2, 4)), "label": np.zeros(2, int)}, r"inputs float64\[4\]"),
+        ({"input": np.zeros((2, 3))}, r"gave \['input'\], and \['input', 'label'\] the first time"),
+        ({"input": np.zeros((2, 3)), "label": np.zeros(2)}, "labels must be whole numbers"),
+        ({"input": np.zeros((2, 3)), "label": np.array([0, 5])}, "row 1 has label 5, allowed are 0 to 1"),
+        ({"input": np.zeros((3, 3)), "label": np.zeros(2, int)}, r"read\(\) of 2 ids gave input of shape \[3, 3\]"),
+    ],
+)
 def test_what_changes_between_reads_is_refused(later: dict[str, Any], said: str) -> None:
     inner = Given({"input": np.zeros((2, 3)), "label": np.zeros(2, int)}, classes=2)
     source = PythonSource("bad", inner)

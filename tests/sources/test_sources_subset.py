@@ -70,9 +70,15 @@ def test_labelled_hides_all_but_so_many() -> None:
 
 def test_fingerprints_tell_keys_apart() -> None:
     whole = toy()
-    prints = {whole.fingerprint(), keep_rows(whole, 10, 0).fingerprint(), keep_rows(whole, 10, 1).fingerprint(),
-              keep_rows(whole, 11, 0).fingerprint(), keep_labels(whole, 10, 0).fingerprint(),
-              keep_labels(whole, 11, 0).fingerprint(), keep_labels(keep_rows(whole, 10, 0), 10, 0).fingerprint()}
+    prints = {
+        whole.fingerprint(),
+        keep_rows(whole, 10, 0).fingerprint(),
+        keep_rows(whole, 10, 1).fingerprint(),
+        keep_rows(whole, 11, 0).fingerprint(),
+        keep_labels(whole, 10, 0).fingerprint(),
+        keep_labels(whole, 11, 0).fingerprint(),
+        keep_labels(keep_rows(whole, 10, 0), 10, 0).fingerprint(),
+    }
     assert len(prints) == 7
     assert keep_rows(toy(), 10, 0).fingerprint() in prints
 

@@ -23,9 +23,7 @@ from kdcache.store.digest import block_digest, unit_digests
 from kdcache.store.manifest import shard_path
 
 SHAPES: list[tuple[int, ...]] = [(), (1,), (3,), (2, 3), (1, 5, 2)]
-arrays = st.builds(
-    Array, st.sampled_from(sorted(DTYPES)), st.lists(st.integers(1, 5), max_size=3).map(tuple)
-)
+arrays = st.builds(Array, st.sampled_from(sorted(DTYPES)), st.lists(st.integers(1, 5), max_size=3).map(tuple))
 
 
 def shards(store: StoreReader) -> list[Path]:

@@ -84,7 +84,7 @@ def test_alignment_is_of_source_order_and_cut_alone() -> None:
         assert store.digest != plan.digest
         plan.check_aligned(store, *PLACES)
     for store in other:
-        with pytest.raises(StoreMismatch, match="b: is not aligned with a: .*--like a"):
+        with pytest.raises(StoreMismatch, match=r"b: is not aligned with a: .*--like a"):
             plan.check_aligned(store, *PLACES)
 
 
@@ -146,5 +146,5 @@ def test_bounds(change: dict[str, object], error: type[KdcacheError] | None) -> 
     if error is None:
         plan_from_bytes(data, "here")
     else:
-        with pytest.raises(error, match="^here: "):
+        with pytest.raises(error, match=r"^here: "):
             plan_from_bytes(data, "here")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from store_example import CONTAINERS, TABLES, example_plan, unit_columns, write_example
 
+from kdcache.arrays import Array
 from kdcache.errors import (
     KdcacheError,
     StorageError,
@@ -24,7 +25,7 @@ from kdcache.errors import (
     TrustError,
     UsageError,
 )
-from kdcache.store import StoreReader, StoreWriter, convert, describe, open_store, verify
+from kdcache.store import Plan, StoreReader, StoreWriter, convert, describe, open_store, plain_field, verify
 from kdcache.store import reader as reader_module
 from kdcache.store.manifest import shard_path
 
@@ -58,36 +59,41 @@ def put(file: Path, data: bytes) -> None:
     file.write_bytes(data)
 
 
-def check_flips(path: Path, container: str, compression: str, count: int | None) -> None:
-    with write_example(path, example_plan(container, compression, rows=20, unit_rows=16)):
+def check_flips(path: Path, plan: Plan, count: int | None) -> None:
+    with write_example(path, plan):
         expected = read_all(path)
-    refused = total = 0
+    messages, total = [], 0
     for file, data in flips(path, count, 1):
         right = file.read_bytes()
         put(file, data)
         total += 1
         try:
-            assert read_all(path) == expected, "wrong data was delivered"
+            found = read_all(path)
         except REFUSALS as error:
-            refused += 1
-            assert str(error).startswith(str(file)), error
-            assert "\n" not in str(error)
+            messages.append(str(error))
+        else:
+            assert found == expected, "wrong data was delivered"
         with pytest.raises(StoreDamaged, match=f"{file}: expected SHA-256"):
             verify(path)
         put(file, right)
     assert read_all(path) == expected
-    assert refused > total / 4
+    assert len(messages) > total / 4
+    assert all(text.startswith(f"{path}/data/0000") and text.isprintable() for text in messages), messages
 
 
 @pytest.mark.parametrize(("container", "compression"), CONTAINERS)
 def test_a_flipped_bit_is_never_delivered(tmp_path: Path, container: str, compression: str) -> None:
-    check_flips(tmp_path / "s", container, compression, 150)
+    check_flips(tmp_path / "s", example_plan(container, compression, rows=20, unit_rows=16), 150)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("container", "compression"), CONTAINERS)
 def test_a_flip_of_every_byte(tmp_path: Path, container: str, compression: str) -> None:
-    check_flips(tmp_path / "s", container, compression, None)
+    extra = [plain_field("input", Array("uint8", (5,)))]
+    check_flips(
+        tmp_path / "s", example_plan(container, compression, rows=6, unit_rows=8, block_rows=4, extra=extra), None
+    )
 
 
 @pytest.mark.parametrize("name", ["plan.json", "manifest.json", "units/000001.json", "tables"])
@@ -191,9 +197,7 @@ def test_deleted_while_open_is_an_error_of_the_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["parquet", "hdf5"])
-def test_more_units_than_open_files_from_many_threads(
-    tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_units_than_open_files_from_many_threads(tmp_path: Path, container: str) -> None:
     plan = example_plan(container, rows=95, unit_rows=1, block_rows=1, extra=())
     store = write_example(tmp_path / "s", plan)
     before = len(os.listdir("/proc/self/fd"))
@@ -245,9 +249,11 @@ def test_what_is_not_a_store(tmp_path: Path) -> None:
         open_store(tmp_path / "nothing")
     with pytest.raises(StoreError, match=r"holds no plan.json"):
         open_store(tmp_path)
-    with write_example(tmp_path / "s", example_plan()) as store:
-        with pytest.raises(UsageError, match="no column 'logit', its columns are"):
-            store.read_column("logit")
+    with (
+        write_example(tmp_path / "s", example_plan()) as store,
+        pytest.raises(UsageError, match="no column 'logit', its columns are"),
+    ):
+        store.read_column("logit")
     shutil.rmtree(tmp_path / "s" / "data")
     with pytest.raises(KdcacheError, match="data: cannot list"):
         open_store(tmp_path / "s")
@@ -264,7 +270,7 @@ def test_an_unfinished_store_is_described_and_checked_as_far_as_it_goes(tmp_path
     assert facts["digest"] is None
     assert facts["bytes"] == shard_files(path)[0].stat().st_size
     for action in (open_store, verify):
-        with pytest.raises(StoreUnfinished, match="1 .*units of 3|1 of 3 units"):
+        with pytest.raises(StoreUnfinished, match=r"1 .*units of 3|1 of 3 units"):
             action(path)
     put(shard_files(path)[0], shard_files(path)[0].read_bytes()[:-1])
     with pytest.raises(StoreDamaged):
@@ -310,7 +316,8 @@ def test_conversion_there_and_back(tmp_path: Path, container: str, compression: 
     with StoreReader(tmp_path / "b") as b, StoreReader(tmp_path / "a") as a:
         assert b.plan.alignment == a.plan.alignment
         assert b.table("logits")["bits"].tolist() == [3, 2, 1]
-        assert shard_path(b.path, b.plan, b.manifest.units[0]).suffix == {"parquet": ".parquet", "hdf5": ".h5"}[container]
+        suffix = {"parquet": ".parquet", "hdf5": ".h5"}[container]
+        assert shard_path(b.path, b.plan, b.manifest.units[0]).suffix == suffix
     assert convert(tmp_path / "b", tmp_path / "c", "parquet", "none").digest == digest
     for ours, theirs in zip(shard_files(tmp_path / "a"), shard_files(tmp_path / "c"), strict=True):
         assert ours.read_bytes() == theirs.read_bytes()

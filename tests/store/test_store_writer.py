@@ -136,7 +136,7 @@ def test_killed_at_any_time_it_goes_on(tmp_path: Path, container: str) -> None:
             assert seen <= now
             seen = now
     assert kills >= 6
-    out, err = writer(path, container).communicate(timeout=60)
+    _, err = writer(path, container).communicate(timeout=60)
     assert err == ""
     with write_example(tmp_path / "whole", example_plan(container, rows=400, unit_rows=16)) as whole:
         assert [r.sha256 for r in StoreReader(path).manifest.units] == [r.sha256 for r in whole.manifest.units]

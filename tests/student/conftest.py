@@ -14,8 +14,14 @@ def digits_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1400 digits, 300 of them labelled, with soft labels for all."""
     inputs, labels = digits()
     few = np.where(np.arange(len(labels)) < 300, labels, -1)
-    return write_store(tmp_path_factory.mktemp("stores") / "digits", inputs[:1400], few[:1400],
-                       logits=soft_labels(inputs, few)[:1400], codec="topk", k=4)
+    return write_store(
+        tmp_path_factory.mktemp("stores") / "digits",
+        inputs[:1400],
+        few[:1400],
+        logits=soft_labels(inputs, few)[:1400],
+        codec="topk",
+        k=4,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -30,5 +36,12 @@ def plain_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """500 digits as float inputs of an odd width, all labelled, with dense soft labels and a feature vector."""
     inputs, labels = digits()
     flat = (inputs[:500].reshape(500, -1)[:, :61] / 16).astype(np.float32)
-    return write_store(tmp_path_factory.mktemp("stores") / "plain", flat, labels[:500], block_rows=64,
-                       logits=soft_labels(inputs, labels)[:500], features=flat[:, 20:40].copy(), format="hdf5")
+    return write_store(
+        tmp_path_factory.mktemp("stores") / "plain",
+        flat,
+        labels[:500],
+        block_rows=64,
+        logits=soft_labels(inputs, labels)[:500],
+        features=flat[:, 20:40].copy(),
+        format="hdf5",
+    )

@@ -18,13 +18,24 @@ def main(store: Path, out: Path, notes: Path) -> None:
     notes.mkdir(exist_ok=True)
     inner = loop._backward
     with (notes / os.environ.get("RANK", "0")).open("w") as file:
+
         def spied(wrapped: Any, batch: Any, *rest: Any) -> Any:
             file.write(" ".join(map(str, batch["id"].tolist())) + "\n")
             return inner(wrapped, batch, *rest)
 
         loop._backward = spied
-        small(store, out, epochs=2, batch_size=34, objective=MLP_HINT, args={"hidden": [16]}, optimizer="sgd", lr=0.02,
-              early_stopping=EarlyStopping(patience=5), accumulate=2)
+        small(
+            store,
+            out,
+            epochs=2,
+            batch_size=34,
+            objective=MLP_HINT,
+            args={"hidden": [16]},
+            optimizer="sgd",
+            lr=0.02,
+            early_stopping=EarlyStopping(patience=5),
+            accumulate=2,
+        )
 
 
 if __name__ == "__main__":

@@ -23,8 +23,13 @@ MLP_HINT = [*KD, ObjectiveConfig(name="hint", field="features.hidden", tap="laye
 
 def dropout_net(input_shape: tuple[int, ...], num_classes: int, hidden: int = 24) -> nn.Module:
     """Linear, batch norm, ReLU, dropout, linear."""
-    return nn.Sequential(nn.Linear(math.prod(input_shape), hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.3),
-                         nn.Linear(hidden, num_classes))
+    return nn.Sequential(
+        nn.Linear(math.prod(input_shape), hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(hidden, num_classes),
+    )
 
 
 def eleven_outputs(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -42,15 +47,34 @@ def small(store: Path, out: Path, **change: Any) -> FitResult:
 
 def augmented(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:
     """Augmentation, sparse targets, early stopping, Adam, cosine."""
-    return small(store, out, epochs=6, augment=("crop", "flip"), schedule="cosine",
-                 early_stopping=EarlyStopping(patience=4), checkpoint_seconds=checkpoint_seconds)
+    return small(
+        store,
+        out,
+        epochs=6,
+        augment=("crop", "flip"),
+        schedule="cosine",
+        early_stopping=EarlyStopping(patience=4),
+        checkpoint_seconds=checkpoint_seconds,
+    )
 
 
 def with_hint(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:
     """Dropout, batch norm, an adapter, momentum, clipping, accumulation; float inputs, width and batch size odd."""
-    return small(store, out, epochs=20, batch_size=33, model="student_runs:dropout_net", args={}, objective=HINT,
-                 optimizer="sgd", lr=0.02, clip_norm=1.0, accumulate=2, schedule="one_cycle",
-                 checkpoint_seconds=checkpoint_seconds)
+    return small(
+        store,
+        out,
+        epochs=20,
+        batch_size=33,
+        model="student_runs:dropout_net",
+        args={},
+        objective=HINT,
+        optimizer="sgd",
+        lr=0.02,
+        clip_norm=1.0,
+        accumulate=2,
+        schedule="one_cycle",
+        checkpoint_seconds=checkpoint_seconds,
+    )
 
 
 def in_bf16(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:

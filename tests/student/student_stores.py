@@ -34,16 +34,28 @@ def soft_labels(inputs: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.f
     return (x @ weights * 8).astype(np.float32)
 
 
-def write_store(path: Path, inputs: NDArray[Any], labels: NDArray[np.int64] | None, *,
-                logits: NDArray[np.float32] | None = None, codec: str = "dense",
-                features: NDArray[np.float32] | None = None,
-                classes: int | None = 10, block_rows: int = 128, format: str = "parquet", first_id: int = 0,
-                statistics: bool = True, **configuration: Any) -> Path:
+def write_store(
+    path: Path,
+    inputs: NDArray[Any],
+    labels: NDArray[np.int64] | None,
+    *,
+    logits: NDArray[np.float32] | None = None,
+    codec: str = "dense",
+    features: NDArray[np.float32] | None = None,
+    classes: int | None = 10,
+    block_rows: int = 128,
+    format: str = "parquet",
+    first_id: int = 0,
+    statistics: bool = True,
+    **configuration: Any,
+) -> Path:
     """A finished store of these rows, in a shuffled order."""
     sample = Array(inputs.dtype.name, inputs.shape[1:])
     fields = [plain_field("id", Array("int64")), plain_field("input", sample)]
     encoded: dict[str, NDArray[Any]] = {
-        "id": np.arange(first_id, first_id + len(inputs), dtype=np.int64), "input": np.ascontiguousarray(inputs)}
+        "id": np.arange(first_id, first_id + len(inputs), dtype=np.int64),
+        "input": np.ascontiguousarray(inputs),
+    }
     if labels is not None:
         fields.append(plain_field("label", Array("int64")))
         encoded["label"] = labels
@@ -58,10 +70,23 @@ def write_store(path: Path, inputs: NDArray[Any], labels: NDArray[np.int64] | No
         for suffix, tensor in CODECS[kind].encode(torch.from_numpy(values), options, {}).items():
             encoded[field.column(suffix)] = tensor.numpy()
     mean_std = {"mean": [DIGITS_MEAN], "std": [DIGITS_STD]} if statistics else None
-    source = {"name": "digits", "fingerprint": sha256([inputs.tobytes(), str(first_id).encode()]), "classes": classes,
-              "class_names": []}
-    plan = Plan(len(inputs), source, {"kind": "shuffled", "seed": 0}, 8 * block_rows, block_rows, block_rows,
-                {"format": format, "compression": "none"}, tuple(fields), mean_std)
+    source = {
+        "name": "digits",
+        "fingerprint": sha256([inputs.tobytes(), str(first_id).encode()]),
+        "classes": classes,
+        "class_names": [],
+    }
+    plan = Plan(
+        len(inputs),
+        source,
+        {"kind": "shuffled", "seed": 0},
+        8 * block_rows,
+        block_rows,
+        block_rows,
+        {"format": format, "compression": "none"},
+        tuple(fields),
+        mean_std,
+    )
     writer = StoreWriter(path, plan)
     order = plan.permutation()
     for unit in writer.work():

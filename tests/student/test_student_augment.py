@@ -20,8 +20,9 @@ def images(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def slow_flip(x: Tensor, seed: int) -> Tensor:
     drawn = torch.randint(0, 2, (len(x), 1, 1, 1), generator=augment_generator(seed, 0)).flatten().tolist()
-    return torch.stack([torch.tensor(s.numpy()[..., ::-1].copy()) if flip else s
-                        for s, flip in zip(x, drawn, strict=True)])
+    return torch.stack(
+        [torch.tensor(s.numpy()[..., ::-1].copy()) if flip else s for s, flip in zip(x, drawn, strict=True)]
+    )
 
 
 def slow_crop(x: Tensor, seed: int) -> Tensor:

@@ -55,8 +55,11 @@ def test_a_fit_leaves_its_weights_metrics_and_result(digits_store: Path, digits_
     assert result.eval["accuracy"] > 0.7
     assert json.loads((tmp_path / "result.json").read_bytes()) == vars(result)
     rows = read_metrics(tmp_path)
-    assert [(row["step"], row["epoch"], row["split"]) for row in rows] == events.rows == [
-        (22, 1, "train"), (44, 2, "train"), (66, 3, "train"), (88, 4, "train"), (88, 4, "eval")]
+    assert (
+        [(row["step"], row["epoch"], row["split"]) for row in rows]
+        == events.rows
+        == [(22, 1, "train"), (44, 2, "train"), (66, 3, "train"), (88, 4, "train"), (88, 4, "eval")]
+    )
     assert rows[0]["loss"] > rows[3]["loss"]
     assert set(rows[0]["terms"]) == {"kd", "ce"}
     assert rows[0]["loss"] == pytest.approx(0.9 * rows[0]["terms"]["kd"] + 0.1 * rows[0]["terms"]["ce"], rel=1e-5)
@@ -74,7 +77,8 @@ def test_a_fit_leaves_its_weights_metrics_and_result(digits_store: Path, digits_
 
 
 def test_a_finished_fit_is_returned_and_evaluated_on_what_it_was_not_yet(
-        digits_store: Path, digits_eval: Path, tmp_path: Path) -> None:
+    digits_store: Path, digits_eval: Path, tmp_path: Path
+) -> None:
     first = small(digits_store, tmp_path, epochs=1)
     assert first.eval is None
     events = Events()
@@ -116,7 +120,13 @@ def test_a_fit_on_labels_sees_labelled_rows_only_unless_told_otherwise(tmp_path:
 
 def test_early_stopping_ends_the_fit_and_restores_the_best_weights(digits_store: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "objective": CE, "epochs": 60, "batch_size": 32, "lr": 0.03, "holdout": 0.3, "args": {"hidden": [64]}}
+        "objective": CE,
+        "epochs": 60,
+        "batch_size": 32,
+        "lr": 0.03,
+        "holdout": 0.3,
+        "args": {"hidden": [64]},
+    }
     result = small(digits_store, tmp_path / "run", early_stopping=EarlyStopping(patience=3), **options)
     vals = [row for row in read_metrics(tmp_path / "run") if row["split"] == "val"]
     losses = [row["loss"] for row in vals]
@@ -146,8 +156,15 @@ def test_early_stopping_ends_the_fit_and_restores_the_best_weights(digits_store:
 
 
 def test_accumulated_micro_batches_give_the_step_of_the_whole_batch(plain_store: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"batch_size": 50, "optimizer": "sgd", "lr": 0.05, "objective": MLP_HINT,
-                               "clip_norm": 1.0, "args": {"hidden": [24]}, "epochs": 2}
+    options: dict[str, Any] = {
+        "batch_size": 50,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "objective": MLP_HINT,
+        "clip_norm": 1.0,
+        "args": {"hidden": [24]},
+        "epochs": 2,
+    }
 
     whole = small(plain_store, tmp_path / "whole", **options)
     parts = small(plain_store, tmp_path / "parts", accumulate=4, **options)
@@ -196,7 +213,8 @@ def test_bf16_is_close_to_fp32(digits_store: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 30.0])
 def test_a_loss_that_is_not_finite_ends_the_fit_naming_its_step(
-        digits_store: Path, tmp_path: Path, checkpoint_seconds: float) -> None:
+    digits_store: Path, tmp_path: Path, checkpoint_seconds: float
+) -> None:
     said = r"the loss became (nan|inf) at step \d+; lower train.lr \(now 1e\+10\), set train.clip_norm = 1.0"
     with pytest.raises(DataError, match=said):
         small(digits_store, tmp_path / "run", optimizer="sgd", lr=1e10, checkpoint_seconds=checkpoint_seconds)
@@ -250,6 +268,14 @@ def test_a_second_store_adds_its_fields(tmp_path: Path) -> None:
     with open_data([one, two]) as data:
         assert sorted(data.fields) == ["id", "input", "label", "logits"]
         assert data.digests == [open_store(one).digest, open_store(two).digest]
-    result = fit("zoo:mlp", {"hidden": [8]}, [one, two], tmp_path / "run", objective=KD,
-                 train=TrainConfig(epochs=1, batch_size=50), seed=0, identity={})
+    result = fit(
+        "zoo:mlp",
+        {"hidden": [8]},
+        [one, two],
+        tmp_path / "run",
+        objective=KD,
+        train=TrainConfig(epochs=1, batch_size=50),
+        seed=0,
+        identity={},
+    )
     assert len(result.stores) == 2

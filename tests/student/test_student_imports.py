@@ -20,8 +20,22 @@ print(" ".join(sorted(name for name in sys.modules if name.split(".")[0] in ("ti
 
 
 def test_a_student_is_fitted_without_any_teacher(digits_store: Path, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", SPY, str(Path(__file__).parent), str(digits_store),
-                           str(tmp_path / "run")], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            SPY,
+            str(Path(__file__).parent),
+            str(digits_store),
+            str(tmp_path / "run"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
     assert (tmp_path / "run" / "model.safetensors").is_file()
@@ -29,6 +43,7 @@ def test_a_student_is_fitted_without_any_teacher(digits_store: Path, tmp_path: P
 
 def test_the_door_is_what_it_says() -> None:
     import kdcache.student
+
     assert kdcache.student.__all__ == sorted(kdcache.student.__all__)
     for name in kdcache.student.__all__:
         assert getattr(kdcache.student, name).__module__.startswith("kdcache.student")

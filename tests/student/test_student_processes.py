@@ -24,11 +24,20 @@ def fitted_by(processes: int, store: Path, folder: Path) -> list[list[list[str]]
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        "PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     script = [str(HERE / "student_ranks.py"), str(store), str(folder / "run"), str(folder / "notes")]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
-    done = subprocess.run([sys.executable, *(launch if processes > 1 else []), *script], env=environment,
-                          capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, *(launch if processes > 1 else []), *script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     notes = [(folder / "notes" / str(rank)).read_text() for rank in range(processes)]
     return [[line.split() for line in text.splitlines()] for text in notes]

@@ -50,7 +50,8 @@ def wait_for(process: BaseProcess, out: Path, step: int) -> None:
 
 @pytest.mark.parametrize(("name", "seconds"), [("augmented", 0.0), ("with_hint", 0.1)])
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
-        name: str, seconds: float, stores: dict[str, Path], tmp_path: Path) -> None:
+    name: str, seconds: float, stores: dict[str, Path], tmp_path: Path
+) -> None:
     RUNS[name](stores[name], tmp_path / "whole", 30.0)
     out, chance, killed = tmp_path / "killed", random.Random(name), 0
     for _ in range(2):
@@ -162,7 +163,8 @@ def test_two_checkpoints_are_kept_and_none_is_half_written(digits_store: Path, t
 
 
 def test_killed_between_the_last_step_and_the_result_it_only_finishes(
-        digits_store: Path, digits_eval: Path, tmp_path: Path) -> None:
+    digits_store: Path, digits_eval: Path, tmp_path: Path
+) -> None:
     first = small(digits_store, tmp_path, epochs=1, eval_store=digits_eval)
     rows, weights = read_metrics(tmp_path), (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "result.json").unlink()

@@ -50,10 +50,13 @@ def test_nothing_is_held_out_without_early_stopping(digits_store: Path) -> None:
         assert int(rows.train.sum()) == 300
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"holdout": 0.0}, "holdout = 0"),
-    ({"holdout": 1e-6}, "holds out 0"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"holdout": 0.0}, "holdout = 0"),
+        ({"holdout": 1e-6}, "holds out 0"),
+    ],
+)
 def test_a_holdout_that_watches_nothing_is_refused(digits_store: Path, change: dict[str, float], said: str) -> None:
     with open_data([digits_store]) as data, pytest.raises(UsageError, match=said):
         choose_rows(data, TrainConfig(early_stopping=STOPPING, **change), True)
@@ -74,13 +77,16 @@ def test_stores_of_other_rows_cannot_be_zipped(digits_store: Path, digits_eval: 
         pass
 
 
-@pytest.mark.parametrize(("rows", "batch", "kept", "steps"), [
-    (100, 10, "drop", 10),
-    (105, 10, "keep", 11),
-    (104, 10, "drop", 10),
-    (101, 100, "drop", 1),
-    (3, 10, "keep", 1),
-])
+@pytest.mark.parametrize(
+    ("rows", "batch", "kept", "steps"),
+    [
+        (100, 10, "drop", 10),
+        (105, 10, "keep", 11),
+        (104, 10, "drop", 10),
+        (101, 100, "drop", 1),
+        (3, 10, "keep", 1),
+    ],
+)
 def test_a_short_last_batch_is_kept_from_half_a_batch_on(rows: int, batch: int, kept: str, steps: int) -> None:
     assert remainder(rows, batch) == kept
     assert steps_per_epoch(rows, batch) == steps

@@ -23,13 +23,15 @@ def test_constant() -> None:
 
 def test_cosine_begins_at_one_and_would_end_at_zero() -> None:
     assert factors(4, schedule="cosine") == pytest.approx(
-        [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
+        [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    )
     assert rate_factor(TrainConfig(schedule="cosine"), 4, 4) == pytest.approx(0.0)
 
 
 def test_step_falls_at_its_milestones() -> None:
     assert factors(8, schedule="step", milestones=(0.5, 0.75), gamma=0.1) == pytest.approx(
-        [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+        [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
 
 
 def test_warmup_rises_linearly_and_stays() -> None:

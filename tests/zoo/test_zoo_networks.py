@@ -20,8 +20,18 @@ def parameters(model: nn.Module) -> int:
 
 def test_the_names_are_sorted_and_all_there() -> None:
     assert list(ZOO) == sorted(ZOO)
-    assert set(ZOO) == {"mlp", "cnn", "convnet", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
-                        "resnet8x4", "resnet32x4"}
+    assert set(ZOO) == {
+        "mlp",
+        "cnn",
+        "convnet",
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "resnet56",
+        "resnet110",
+        "resnet8x4",
+        "resnet32x4",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
@@ -62,11 +72,14 @@ def test_parameters_of_the_cnn_by_hand() -> None:
 
 def test_parameters_of_the_convnet_by_hand() -> None:
     assert parameters(ZOO["convnet"]((28, 28), 10, widths=[32, 64, 128])) == (
-        (9 * 32 + 64) + (32 * 64 * 9 + 128) + (64 * 128 * 9 + 256) + (128 * 10 + 10))
+        (9 * 32 + 64) + (32 * 64 * 9 + 128) + (64 * 128 * 9 + 256) + (128 * 10 + 10)
+    )
 
 
-@pytest.mark.parametrize(("name", "millions"), [
-    ("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
+)
 def test_resnets_have_the_papers_number_of_parameters(name: str, millions: float) -> None:
     digits = 2 if millions < 1 else 1
     assert round(parameters(ZOO[name]((3, 32, 32), 10)) / 1e6, digits) == millions
@@ -82,8 +95,20 @@ def test_parameters_of_the_resnets_by_hand() -> None:
     assert parameters(ZOO["resnet20"]((3, 32, 32), 10)) == plain == 269_722
     assert parameters(ZOO["resnet20"]((3, 32, 32), 10, shortcut="projection")) == plain + projections == 272_474
     # The distillation literature gives 1.23 and 7.43 million for CIFAR-100.
-    wide = (3 * 32 * 9 + 64) + (32 * 64 + 64 * 64) * 9 + 256 + (64 * 128 + 128 * 128) * 9 + 512 + (
-        128 * 256 + 256 * 256) * 9 + 1024 + (32 * 64 + 128) + (64 * 128 + 256) + (128 * 256 + 512) + 256 * 100 + 100
+    wide = (
+        (3 * 32 * 9 + 64)
+        + (32 * 64 + 64 * 64) * 9
+        + 256
+        + (64 * 128 + 128 * 128) * 9
+        + 512
+        + (128 * 256 + 256 * 256) * 9
+        + 1024
+        + (32 * 64 + 128)
+        + (64 * 128 + 256)
+        + (128 * 256 + 512)
+        + 256 * 100
+        + 100
+    )
     assert parameters(ZOO["resnet8x4"]((3, 32, 32), 100)) == wide == 1_233_540
     assert round(parameters(ZOO["resnet32x4"]((3, 32, 32), 100)) / 1e6, 2) == 7.43
 
@@ -133,21 +158,24 @@ def test_taps_of_the_convolutional_networks() -> None:
     assert [tuple(taps[key].shape) for key in "abc"] == [(2, 32, 14, 14), (2, 128, 3, 3), (2, 128)]
 
 
-@pytest.mark.parametrize(("name", "shape", "args", "said"), [
-    ("resnet20", (3, 3, 9), {}, "smallest input is 4x4 pixels.*this one is 3x9"),
-    ("convnet", (7, 7), {}, "smallest input is 8x8 pixels.*this one is 7x7"),
-    ("convnet", (8, 8), {"widths": [4, 4, 4, 4]}, "smallest input is 16x16"),
-    ("cnn", (3, 3), {}, "smallest input is 4x4"),
-    ("cnn", (64,), {}, r"this input has shape \[64\]: zoo:mlp"),
-    ("resnet56", (2, 3, 32, 32), {}, "takes images"),
-    ("mlp", (4,), {"hidden": 128}, "hidden = 128 must be a list of positive whole"),
-    ("mlp", (4,), {"hidden": [0]}, r"hidden = \[0\]"),
-    ("mlp", (4,), {"hidden": [True]}, "positive whole"),
-    ("cnn", (8, 8), {"channels": []}, "a list of 1 or more"),
-    ("cnn", (8, 8), {"hidden": [64]}, "one positive whole number"),
-    ("convnet", (8, 8), {"widths": [1.5]}, "widths = "),
-    ("resnet8x4", (8, 8), {"shortcut": "a"}, "identity"),
-])
+@pytest.mark.parametrize(
+    ("name", "shape", "args", "said"),
+    [
+        ("resnet20", (3, 3, 9), {}, "smallest input is 4x4 pixels.*this one is 3x9"),
+        ("convnet", (7, 7), {}, "smallest input is 8x8 pixels.*this one is 7x7"),
+        ("convnet", (8, 8), {"widths": [4, 4, 4, 4]}, "smallest input is 16x16"),
+        ("cnn", (3, 3), {}, "smallest input is 4x4"),
+        ("cnn", (64,), {}, r"this input has shape \[64\]: zoo:mlp"),
+        ("resnet56", (2, 3, 32, 32), {}, "takes images"),
+        ("mlp", (4,), {"hidden": 128}, "hidden = 128 must be a list of positive whole"),
+        ("mlp", (4,), {"hidden": [0]}, r"hidden = \[0\]"),
+        ("mlp", (4,), {"hidden": [True]}, "positive whole"),
+        ("cnn", (8, 8), {"channels": []}, "a list of 1 or more"),
+        ("cnn", (8, 8), {"hidden": [64]}, "one positive whole number"),
+        ("convnet", (8, 8), {"widths": [1.5]}, "widths = "),
+        ("resnet8x4", (8, 8), {"shortcut": "a"}, "identity"),
+    ],
+)
 def test_what_cannot_be_built(name: str, shape: tuple[int, ...], args: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         ZOO[name](shape, 10, **args)

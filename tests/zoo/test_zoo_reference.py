@@ -19,7 +19,7 @@ from kdcache.near_misses import near_misses
 GREY = Array("uint8", (8, 8))
 COLOUR = Array("uint8", (3, 32, 32))
 
-FACTORIES = '''
+FACTORIES = """
 import torch
 from torch import nn
 
@@ -48,7 +48,7 @@ def drops():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5), nn.BatchNorm1d(10))
 
 NOT_CALLABLE = 3
-'''
+"""
 
 
 @pytest.fixture
@@ -86,35 +86,44 @@ def test_equal_seeds_give_equal_weights_and_the_check_draws_nothing(factories: s
     assert not first["3.num_batches_tracked"].any()  # the check leaves batch statistics alone
 
 
-@pytest.mark.parametrize(("reference", "args"), [
-    ("own_networks:told", {}), ("own_networks:told", {"width": 9}), ("own_networks:untold", {"classes": 10}),
-    ("own_networks:wild", {"classes": 10})])
+@pytest.mark.parametrize(
+    ("reference", "args"),
+    [
+        ("own_networks:told", {}),
+        ("own_networks:told", {"width": 9}),
+        ("own_networks:untold", {"classes": 10}),
+        ("own_networks:wild", {"classes": 10}),
+    ],
+)
 def test_own_factories(factories: str, reference: str, args: dict[str, Any]) -> None:
     assert build_model(reference, args, input=GREY, outputs=10)(torch.rand(4, 8, 8)).shape == (4, 10)
 
 
-@pytest.mark.parametrize(("reference", "args", "said"), [
-    ("zoo:cmm", {}, "zoo:cmm: no such network; known: cnn, convnet, mlp"),
-    ("zoo:convnett", {}, "did you mean 'convnet'.*known: cnn, convnet, mlp"),
-    ("zoo:transformer9000", {}, "known: cnn"),
-    ("mlp", {}, "must be written zoo:NAME.*did you mean 'mlp'"),
-    ("zoo:", {}, "must be written"),
-    ("", {}, "must be written"),
-    ("zoo:mlp", {"hiden": [3]}, "unknown argument 'hiden'.*did you mean 'hidden'"),
-    ("zoo:mlp", {"num_classes": 3}, "num_classes comes from the data"),
-    ("zoo:mlp", {"hidden": [1 << 60, 1 << 60]}, "cannot be built with args"),
-    ("zoo:resnet20", {"depth": 3}, "unknown argument 'depth'.*shortcut"),
-    ("zo:mlp", {}, "cannot be imported.*did you mean 'zoo'"),
-    ("no_such_module:factory", {}, "no_such_module cannot be imported.*PYTHONPATH"),
-    ("broken_networks:factory", {}, "no_such_thing_at_all"),
-    ("own_networks:tolt", {}, "did you mean 'told'"),
-    ("own_networks:NOT_CALLABLE", {}, "no such function"),
-    ("own_networks:told", {"widht": 3}, "did you mean 'width'"),
-    ("own_networks:no_network", {}, "gives a str, not a torch.nn.Module"),
-    ("own_networks:two_outputs", {}, "gives a tuple, not a tensor"),
-    ("own_networks:broken", {}, "KeyError: 'inside'"),
-    ("own_networks:untold", {}, r"gives \[2, 3\] for 2 samples of 10 classes, where \[2, 10\]"),
-])
+@pytest.mark.parametrize(
+    ("reference", "args", "said"),
+    [
+        ("zoo:cmm", {}, "zoo:cmm: no such network; known: cnn, convnet, mlp"),
+        ("zoo:convnett", {}, "did you mean 'convnet'.*known: cnn, convnet, mlp"),
+        ("zoo:transformer9000", {}, "known: cnn"),
+        ("mlp", {}, "must be written zoo:NAME.*did you mean 'mlp'"),
+        ("zoo:", {}, "must be written"),
+        ("", {}, "must be written"),
+        ("zoo:mlp", {"hiden": [3]}, "unknown argument 'hiden'.*did you mean 'hidden'"),
+        ("zoo:mlp", {"num_classes": 3}, "num_classes comes from the data"),
+        ("zoo:mlp", {"hidden": [1 << 60, 1 << 60]}, "cannot be built with args"),
+        ("zoo:resnet20", {"depth": 3}, "unknown argument 'depth'.*shortcut"),
+        ("zo:mlp", {}, "cannot be imported.*did you mean 'zoo'"),
+        ("no_such_module:factory", {}, "no_such_module cannot be imported.*PYTHONPATH"),
+        ("broken_networks:factory", {}, "no_such_thing_at_all"),
+        ("own_networks:tolt", {}, "did you mean 'told'"),
+        ("own_networks:NOT_CALLABLE", {}, "no such function"),
+        ("own_networks:told", {"widht": 3}, "did you mean 'width'"),
+        ("own_networks:no_network", {}, "gives a str, not a torch.nn.Module"),
+        ("own_networks:two_outputs", {}, "gives a tuple, not a tensor"),
+        ("own_networks:broken", {}, "KeyError: 'inside'"),
+        ("own_networks:untold", {}, r"gives \[2, 3\] for 2 samples of 10 classes, where \[2, 10\]"),
+    ],
+)
 def test_what_cannot_be_built(factories: str, reference: str, args: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         build_model(reference, args, input=GREY, outputs=10)
@@ -127,8 +136,9 @@ def test_input_that_the_network_cannot_take(factories: str) -> None:
         build_model("zoo:mlp", {}, input=GREY, outputs=0)
 
 
-@pytest.mark.parametrize(("reference", "library", "extra"), [
-    ("timm:resnet18", "timm", "timm"), ("hf:vit", "transformers", "hf")])
+@pytest.mark.parametrize(
+    ("reference", "library", "extra"), [("timm:resnet18", "timm", "timm"), ("hf:vit", "transformers", "hf")]
+)
 def test_absent_library_says_how_to_get_it(reference: str, library: str, extra: str) -> None:
     if importlib.util.find_spec(library):
         pytest.skip(f"{library} is installed here")
@@ -149,10 +159,13 @@ def test_timm() -> None:
     grey = build_model("timm:resnet10t", {"drop_rate": 0.1}, input=Array("uint8", (32, 32)), outputs=5)
     assert grey(torch.rand(2, 32, 32)).shape == (2, 5)
     for reference, args, said in (
-            ("timm:resnet10tt", {}, "did you mean 'resnet10t'"),
-            ("timm:resnet10t", {"num_classes": 3}, "from the data"),
-            ("timm:resnet10t", {"no_such": 3}, "no_such"), ("timm:resnet10t", {"checkpoint_path": "x"}, "safetensors"),
-            ("timm:vit_tiny_patch16_224", {}, "cannot take inputs"), ("timm:hf-hub:a/b", {}, "no such model")):
+        ("timm:resnet10tt", {}, "did you mean 'resnet10t'"),
+        ("timm:resnet10t", {"num_classes": 3}, "from the data"),
+        ("timm:resnet10t", {"no_such": 3}, "no_such"),
+        ("timm:resnet10t", {"checkpoint_path": "x"}, "safetensors"),
+        ("timm:vit_tiny_patch16_224", {}, "cannot take inputs"),
+        ("timm:hf-hub:a/b", {}, "no such model"),
+    ):
         with pytest.raises(UsageError, match=said):
             build_model(reference, args, input=COLOUR, outputs=5)
 
@@ -160,7 +173,12 @@ def test_timm() -> None:
 def test_hf(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     args = {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 8}
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "patch_size": 8,
+    }
     model = build_model("hf:vit", args, input=COLOUR, outputs=5)
     x = torch.rand(2, 3, 32, 32)
     assert model(x).shape == (2, 5)
@@ -170,7 +188,10 @@ def test_hf(tmp_path: Path) -> None:
     again = build_model(f"hf:{tmp_path / 'vit'}", {}, input=COLOUR, outputs=5)
     assert torch.equal(again.eval()(x), model.eval()(x))
     for reference, wrong, said in (
-            ("hf:vitt", {}, "did you mean 'vit'"), ("hf:vit", {"hiden_size": 3}, "did you mean 'hidden_size'"),
-            ("hf:google/nothing", {}, "neither a local folder"), (f"hf:{tmp_path}", {}, "cannot be built")):
+        ("hf:vitt", {}, "did you mean 'vit'"),
+        ("hf:vit", {"hiden_size": 3}, "did you mean 'hidden_size'"),
+        ("hf:google/nothing", {}, "neither a local folder"),
+        (f"hf:{tmp_path}", {}, "cannot be built"),
+    ):
         with pytest.raises(UsageError, match=said):
             build_model(reference, wrong, input=COLOUR, outputs=5)
