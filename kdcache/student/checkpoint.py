@@ -1,6 +1,6 @@
 """Checkpoints: a folder of safetensors and one JSON, published whole, verified before use, never a pickle.
 
-checkpoints/step-00001234/
+resume/step-00001234/
   model.safetensors  optimizer.safetensors  [adapters, best, log].safetensors
   state.json         step, identity, facts of the loop, the SHA-256 of every other file and of itself
 """
@@ -45,7 +45,7 @@ def write_checkpoint(out: Path, identity: Mapping[str, Any], checkpoint: Checkpo
     """Publish a checkpoint and remove all but the newest two."""
     from safetensors.torch import save
 
-    folder = out / "checkpoints"
+    folder = out / "resume"
     final = folder / f"step-{checkpoint.step:08d}"
     temporary = folder / f"tmp-{secrets.token_hex(8)}"
     with disk_errors(final):
@@ -80,7 +80,7 @@ def newest_checkpoint(out: Path, identity: Mapping[str, Any], say: Callable[[str
 
     CheckpointError if it belongs to another fit, or if there are checkpoints and every one is damaged.
     """
-    found = _found(out / "checkpoints")
+    found = _found(out / "resume")
     for folder in found:
         try:
             state, tensors = _read(folder)
@@ -91,7 +91,7 @@ def newest_checkpoint(out: Path, identity: Mapping[str, Any], say: Callable[[str
         return Checkpoint(state["step"], tensors, state["facts"])
     if found:
         raise CheckpointError(
-            f"{out / 'checkpoints'}: all {len(found)} checkpoints are damaged; remove that folder to start over"
+            f"{out / 'resume'}: all {len(found)} checkpoints are damaged; remove that folder to start over"
         )
     return None
 

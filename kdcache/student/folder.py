@@ -59,7 +59,7 @@ def read_result(out: Path, identity: Mapping[str, Any]) -> FitResult | None:
 
 def has_begun(out: Path) -> bool:
     """Whether a fit has left anything in the folder that it could go on from."""
-    return (out / "result.json").exists() or any((out / "checkpoints").glob("step-*"))
+    return (out / "result.json").exists() or any((out / "resume").glob("step-*"))
 
 
 def check_identity(place: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

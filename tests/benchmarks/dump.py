@@ -6,7 +6,7 @@ The same zoo:convnet [32, 64, 128], the same rows in the same batches of 512, th
 turn, medians are compared. Fashion-MNIST where it is on this machine, else noise of its shape. `ratio` is of the loop:
 reading the source, teacher, encoding, hashing, writing and syncing. `whole` is of the call: opening and fingerprinting
 the source, building the teacher and, for lowrank, its pass over the pilot as well, which weigh less the more rows there
-are.
+are. `cpu` is the loop's ratio in processor time of all threads: on a machine that others use too, the one to believe.
 """
 
 from __future__ import annotations
@@ -61,6 +61,18 @@ def recipe_of(source: SourceConfig, weights: Path, field: FieldConfig) -> Recipe
     return Recipe(source=source, store=StoreConfig(), teacher=teacher, fields={"logits": field})
 
 
+class Clock:
+    """Notes when a dump's loop begins."""
+
+    cpu = 0.0
+
+    def begin(self, rows: int, done: int) -> None:
+        self.cpu = time.process_time()
+
+    def advance(self, rows: int) -> None: ...
+    def written(self, size: int) -> None: ...
+
+
 class Bare:
     """Forward passes over rows that lie in memory already, in the plan's order, and nothing else."""
 
@@ -83,8 +95,8 @@ class Bare:
         return time.perf_counter() - began
 
 
-def measure(source: SourceConfig, folder: Path, repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of every repeat, (loop, whole call), `bare` and each codec in turn."""
+def measure(source: SourceConfig, folder: Path, repeats: int) -> dict[str, list[tuple[float, float, float]]]:
+    """Seconds of every repeat, (loop, whole call, processor time of the loop), `bare` and each codec in turn."""
     array = open_source(source).arrays["input"]
     torch.manual_seed(0)
     model = build_model("zoo:convnet", {"widths": WIDTHS}, input=array, outputs=10)
@@ -93,13 +105,15 @@ def measure(source: SourceConfig, folder: Path, repeats: int) -> dict[str, list[
     recipes = {name: recipe_of(source, weights, field) for name, field in CODECS.items()}
     bare = Bare(next(iter(recipes.values())))
     bare.seconds()  # warm
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ("bare", *recipes)}
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("bare", *recipes)}
     for repeat in range(repeats):
-        times["bare"].append((bare.seconds(),) * 2)
+        used = time.process_time()
+        loop = bare.seconds()
+        times["bare"].append((loop, loop, time.process_time() - used))
         for name, recipe in recipes.items():
-            began = time.perf_counter()
-            loop = dump(recipe, folder / f"{name}-{repeat}").seconds
-            times[name].append((loop, time.perf_counter() - began))
+            began, clock = time.perf_counter(), Clock()
+            loop = dump(recipe, folder / f"{name}-{repeat}", progress=clock).seconds
+            times[name].append((loop, time.perf_counter() - began, time.process_time() - clock.cpu))
     return times
 
 
@@ -114,12 +128,12 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     with tempfile.TemporaryDirectory() as folder:
         times = measure(source_of(options.rows), Path(folder), options.repeats)
-    print(f"{'':18}{'samples/s':>12}{'ratio':>8}{'least':>8}{'most':>8}{'whole':>8}   (to bare forward passes; "
+    print(f"{'':18}{'samples/s':>12}{'ratio':>8}{'least':>8}{'most':>8}{'whole':>8}{'cpu':>8}   (to bare forward passes; "
           f"{options.rows} rows, {options.repeats} repeats, {options.threads} torch threads)")  # fmt: skip
-    bare = [loop for loop, _ in times["bare"]]
+    bare, _, bare_cpu = zip(*times["bare"], strict=True)
     results = []
     for name, values in times.items():
-        loops, calls = zip(*values, strict=True)
+        loops, calls, cpu = zip(*values, strict=True)
         pairs = sorted(b / loop for b, loop in zip(bare, loops, strict=True))
         row = {
             "name": name,
@@ -128,6 +142,7 @@ def main() -> None:
             "least": pairs[0],
             "most": pairs[-1],
             "whole": statistics.median(bare) / statistics.median(calls),
+            "cpu": statistics.median(bare_cpu) / statistics.median(cpu),
         }
         results.append({**row, "seconds": values})
         print(f"{name:18}{row['samples_per_s']:12,.0f}" + "".join(f"{row[key]:8.3f}" for key in list(row)[2:]))

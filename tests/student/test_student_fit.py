@@ -179,7 +179,7 @@ def test_accumulated_micro_batches_give_the_step_of_the_whole_batch(plain_store:
 
 def test_adapters_are_trained_and_kept_but_not_exported(plain_store: Path, tmp_path: Path) -> None:
     small(plain_store, tmp_path, model="student_runs:dropout_net", args={}, objective=HINT, batch_size=50)
-    (folder,) = (tmp_path / "checkpoints").glob("step-00000030")
+    (folder,) = (tmp_path / "resume").glob("step-00000030")
     adapters = load_file(folder / "adapters.safetensors")
     assert {tuple(value.shape) for value in adapters.values()} == {(20, 24), (20,)}
     assert set(load_file(tmp_path / "model.safetensors")) == set(load_file(folder / "model.safetensors"))

@@ -37,7 +37,7 @@ def stores(digits_store: Path, plain_store: Path) -> dict[str, Path]:
 
 
 def newest(out: Path) -> int:
-    return max((int(path.name[5:]) for path in (out / "checkpoints").glob("step-*")), default=0)
+    return max((int(path.name[5:]) for path in (out / "resume").glob("step-*")), default=0)
 
 
 def wait_for(process: BaseProcess, out: Path, step: int) -> None:
@@ -68,9 +68,9 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
     assert final.exitcode == 0
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert read_metrics(out) == read_metrics(tmp_path / "whole")
-    last = out / f"checkpoints/step-{newest(out):08d}"
+    last = out / f"resume/step-{newest(out):08d}"
     for part in last.glob("*.safetensors"):
-        assert part.read_bytes() == (tmp_path / "whole" / "checkpoints" / last.name / part.name).read_bytes()
+        assert part.read_bytes() == (tmp_path / "whole" / "resume" / last.name / part.name).read_bytes()
     ours, theirs = (json.loads((folder / "result.json").read_bytes()) for folder in (out, tmp_path / "whole"))
     for key in ("seconds", "samples_per_second"):
         del ours[key], theirs[key]
@@ -107,7 +107,7 @@ def stopped_at(step: int, store: Path, out: Path, seconds: float = 0.0) -> None:
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(digits_store: Path, tmp_path: Path) -> None:
     stopped_at(9, digits_store, tmp_path / "run")
-    damaged = tmp_path / "run/checkpoints/step-00000009/model.safetensors"
+    damaged = tmp_path / "run/resume/step-00000009/model.safetensors"
     data = bytearray(damaged.read_bytes())
     data[-5] ^= 1
     damaged.write_bytes(data)
@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(digits_store: Pa
 @pytest.mark.parametrize("byte", [b"", b"{", b'{"step": 9}'])
 def test_a_fit_whose_checkpoints_are_all_damaged_says_so(byte: bytes, digits_store: Path, tmp_path: Path) -> None:
     stopped_at(5, digits_store, tmp_path / "run")
-    for path in (tmp_path / "run/checkpoints").glob("*/state.json"):
+    for path in (tmp_path / "run/resume").glob("*/state.json"):
         path.write_bytes(byte)
     with pytest.raises(CheckpointError, match="all 2 checkpoints are damaged; remove that folder"):
         small(digits_store, tmp_path / "run")
@@ -132,7 +132,7 @@ def test_a_fit_whose_checkpoints_are_all_damaged_says_so(byte: bytes, digits_sto
 
 def test_any_flipped_byte_of_the_state_is_found(digits_store: Path, tmp_path: Path) -> None:
     stopped_at(2, digits_store, tmp_path / "run", 30.0)
-    path = tmp_path / "run/checkpoints/step-00000002/state.json"
+    path = tmp_path / "run/resume/step-00000002/state.json"
     whole = path.read_bytes()
     for place in range(0, len(whole) - 1, len(whole) // 12):
         data = bytearray(whole)
@@ -156,8 +156,8 @@ def test_another_fit_in_the_folder_is_refused_by_name(digits_store: Path, tmp_pa
 
 def test_two_checkpoints_are_kept_and_none_is_half_written(digits_store: Path, tmp_path: Path) -> None:
     stopped_at(7, digits_store, tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step-00000006", "step-00000007"]
-    state = json.loads((tmp_path / "run/checkpoints/step-00000007/state.json").read_bytes())
+    assert sorted(path.name for path in (tmp_path / "run/resume").iterdir()) == ["step-00000006", "step-00000007"]
+    state = json.loads((tmp_path / "run/resume/step-00000007/state.json").read_bytes())
     assert len(state["identity"]["stores"][0]) == 64
     assert state["facts"]["loader"]["position"] == 7 * 64
 
