@@ -128,8 +128,9 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     with tempfile.TemporaryDirectory() as folder:
         times = measure(source_of(options.rows), Path(folder), options.repeats)
-    print(f"{'':18}{'samples/s':>12}{'ratio':>8}{'least':>8}{'most':>8}{'whole':>8}{'cpu':>8}   (to bare forward passes; "
-          f"{options.rows} rows, {options.repeats} repeats, {options.threads} torch threads)")  # fmt: skip
+    heads = "".join(f"{head:>8}" for head in ("ratio", "least", "most", "whole", "cpu"))
+    print(f"{'':18}{'samples/s':>12}{heads}   (to bare forward passes; {options.rows} rows, {options.repeats} repeats, "
+          f"{options.threads} torch threads)")  # fmt: skip
     bare, _, bare_cpu = zip(*times["bare"], strict=True)
     results = []
     for name, values in times.items():

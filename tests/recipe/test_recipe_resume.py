@@ -39,8 +39,8 @@ MOMENTS: list[Callable[[Path], bool]] = [
     lambda out: (out / "inputs" / "plan.json").exists(),
     lambda out: (out / "teacher" / "metrics.jsonl").exists(),
     lambda out: (out / "store" / "units" / "000001.json").exists(),
-    lambda out: any((out / "baseline").glob("seed-*/checkpoints/step-*")),
-    lambda out: any((out / "students").glob("*/seed-*/checkpoints/step-*3?")),
+    lambda out: any((out / "baseline").glob("seed-*/resume/step-*")),
+    lambda out: any((out / "students").glob("*/seed-*/resume/step-*3?")),
     lambda out: (out / "stages" / "predictions.json").exists(),
 ]
 

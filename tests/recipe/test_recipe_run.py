@@ -28,7 +28,7 @@ def test_a_run_leaves_what_the_readme_says(finished: Finished) -> None:
     for fit in ("teacher", "baseline/seed-0", "baseline/seed-1", "students/student/seed-0", "students/student/seed-1"):
         for name in ("model.safetensors", "result.json", "metrics.jsonl"):
             assert (out / fit / name).stat().st_size, (fit, name)
-        assert list((out / fit / "checkpoints").iterdir())
+        assert list((out / fit / "resume").glob("step-*"))
     for store in ("inputs", "eval", "store"):
         assert verify(out / store, deep=True)["strange_files"] == []
     assert (out / "report.html").stat().st_size > 2000
@@ -65,7 +65,7 @@ def test_results_say_what_was_measured(finished: Finished) -> None:
 def test_processes_that_fit_never_import_a_teacher(finished: Finished) -> None:
     fits = [names for names in finished.imports.values() if "kdcache.student.optimizer" in names]
     dumps = [names for names in finished.imports.values() if "kdcache.teacher.dump" in names]
-    assert len(fits) >= 5, "a teacher, two baselines, two students"
+    assert len(fits) >= 2, "one for the teacher, at least one for the others, which may share"
     assert len(dumps) >= 4, "inputs, eval, store, accuracy"
     for names in fits:
         assert not [name for name in names if name.startswith(("kdcache.teacher", "timm", "transformers"))]
