@@ -83,8 +83,17 @@ def fitted(store: Path, out: Path, epoch_steps: int, loader: Any) -> Times:
     """A fit that takes its batches from `loader`."""
     clock = Clock(epoch_steps)
     loop.__dict__["StreamingLoader"] = loader
-    fit("zoo:mlp", {"hidden": [128]}, [store], out, objective=OBJECTIVE,
-        train=TrainConfig(epochs=EPOCHS, batch_size=BATCH), seed=0, identity={}, progress=clock)
+    fit(
+        "zoo:mlp",
+        {"hidden": [128]},
+        [store],
+        out,
+        objective=OBJECTIVE,
+        train=TrainConfig(epochs=EPOCHS, batch_size=BATCH),
+        seed=0,
+        identity={},
+        progress=clock,
+    )
     loop.__dict__["StreamingLoader"] = StreamingLoader
     return clock.times
 
@@ -118,16 +127,28 @@ def main() -> None:
     shared = Path(__file__).parents[3] / "shared" / "data"
     os.environ.setdefault("KDCACHE_DATA", str(shared))
     source = open_source(SourceConfig(dataset="fashion-mnist"))
-    rows = source.read(source.ids()[:chosen.rows])
+    rows = source.read(source.ids()[: chosen.rows])
     logits = soft_labels(rows["input"][:, ::2, ::2], rows["label"])
     times: dict[str, list[Times]] = {"store, parquet": [], "store, hdf5": [], "memory": [], "bare": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        stores = {kind: write_store(folder / kind, rows["input"], rows["label"], logits=logits, dtype="float16",
-                                    block_rows=1024, format=kind) for kind in ("parquet", "hdf5")}
+        stores = {
+            kind: write_store(
+                folder / kind,
+                rows["input"],
+                rows["label"],
+                logits=logits,
+                dtype="float16",
+                block_rows=1024,
+                format=kind,
+            )
+            for kind in ("parquet", "hdf5")
+        }
         with open_store(stores["parquet"]) as reader:
-            InMemory.tensors = {column: torch.from_numpy(np.array(reader.read_column(column)))
-                                for column in ("id", "input", "label", "logits")}
+            InMemory.tensors = {
+                column: torch.from_numpy(np.array(reader.read_column(column)))
+                for column in ("id", "input", "label", "logits")
+            }
             statistics_ = reader.plan.input_statistics
         assert statistics_ is not None
         spec = InputSpec(tuple(statistics_["mean"]), tuple(statistics_["std"]))
@@ -137,14 +158,18 @@ def main() -> None:
                 times[f"store, {kind}"].append(fitted(stores[kind], folder / f"{kind}{turn}", steps, StreamingLoader))
             times["memory"].append(fitted(stores["parquet"], folder / f"memory{turn}", steps, InMemory))
             times["bare"].append(bare(stores["parquet"], spec, steps))
-    print(f"{chosen.rows} rows, {steps} steps of {BATCH}, {chosen.threads} threads, "
-          f"{chosen.rounds} fits of {EPOCHS} epochs each, torch {torch.__version__}")
+    print(
+        f"{chosen.rows} rows, {steps} steps of {BATCH}, {chosen.threads} threads, "
+        f"{chosen.rounds} fits of {EPOCHS} epochs each, torch {torch.__version__}"
+    )
     print(f"{'':16}{'wall s':>8}{'of memory':>11}{'first':>8}{'samples/s':>11}{'CPU s':>9}{'of memory':>11}")
     wall, cpu = (later(times["memory"], clock) for clock in (0, 1))
     for name, runs in times.items():
         first = statistics.median(run[0][0] for run in runs)
-        print(f"{name:16}{later(runs, 0):8.3f}{later(runs, 0) / wall:11.3f}{first:8.3f}"
-              f"{steps * BATCH / later(runs, 0):11,.0f}{later(runs, 1):9.3f}{later(runs, 1) / cpu:11.3f}")
+        print(
+            f"{name:16}{later(runs, 0):8.3f}{later(runs, 0) / wall:11.3f}{first:8.3f}"
+            f"{steps * BATCH / later(runs, 0):11,.0f}{later(runs, 1):9.3f}{later(runs, 1) / cpu:11.3f}"
+        )
 
 
 def later(runs: list[Times], clock: int) -> float:

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.errors import UsageError
-from kdcache.sources.subset import choose
 from kdcache.sources.source import ArraySource
-from kdcache.sources.subset import keep_labels, keep_rows
+from kdcache.sources.subset import choose, keep_labels, keep_rows
 
 
 def toy(rows: int = 40, unlabelled: int = 0) -> ArraySource:

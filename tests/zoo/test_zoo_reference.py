@@ -13,8 +13,8 @@ import torch
 from kdcache.arrays import Array
 from kdcache.errors import MissingExtra, UsageError
 from kdcache.models import build_model
-from kdcache.zoo import ZOO
 from kdcache.near_misses import near_misses
+from kdcache.zoo import ZOO
 
 GREY = Array("uint8", (8, 8))
 COLOUR = Array("uint8", (3, 32, 32))
