@@ -58,6 +58,7 @@ class _Watch:
 
     def told(self, name: str, done: int, total: int, unit: str, note: str) -> None:
         """Move the stage's bar, or print its line."""
+        name = _spoken(name)
         if total:
             self._bars.tell(name, done, total, unit, note)
         else:
@@ -65,6 +66,7 @@ class _Watch:
 
     def ended(self, name: str, facts: dict[str, Any], skipped: bool) -> None:
         """One line a stage."""
+        name = _spoken(name)
         self._bars.remove(name)
         if skipped or not facts:
             return
@@ -76,3 +78,8 @@ class _Watch:
         if facts.get("seconds"):
             words.append(f"{facts['seconds']:.1f} s")
         self._bars.say(f"{name}: {', '.join(words) or 'done'}")
+
+
+def _spoken(name: str) -> str:
+    """A recipe's only student has no name of its own."""
+    return name.removeprefix("student ") if name.startswith("student student ") else name

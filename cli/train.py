@@ -80,8 +80,9 @@ def _choose(students: dict[str, Student], name: str | None) -> Student:
 @click.command("eval")
 @click.argument("run", type=folder)
 @click.option("--store", type=folder, required=True, metavar="STORE", help="A store with inputs and labels.")
+@click.option("--allow-code", is_flag=True, help="Build a network that the run names as package.module:factory.")
 @as_json
-def evaluate(run: Path, store: Path, as_json: bool) -> None:
+def evaluate(run: Path, store: Path, allow_code: bool, as_json: bool) -> None:
     """Evaluate a fitted network on a store.
 
     \b
@@ -89,7 +90,7 @@ def evaluate(run: Path, store: Path, as_json: bool) -> None:
     """
     from kdcache.student import evaluate_run
 
-    facts = evaluate_run(run, store, allow_import=True)
+    facts = evaluate_run(run, store, allow_import=allow_code)
     if as_json:
         click.echo(json.dumps({"run": str(run), **facts}))
         return

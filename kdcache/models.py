@@ -145,7 +145,10 @@ def load_model(path: Path, *, allow_import: bool = False) -> tuple[nn.Module, We
         raise CheckpointError(f"{path}: does not say which network it is for; build that one and apply these weights")
     family = info.model.partition(":")[0]
     if family not in ("zoo", "timm", "hf") and not allow_import:
-        raise TrustError(f"{path}: names {info.model!r}, code that would be run to build it; refused")
+        raise TrustError(
+            f"{path}: names {info.model!r}, code that would be run to build it, which is refused; if the file is your "
+            "own, allow it (`kdcache eval --allow-code`)"
+        )
     args = {**info.args, "pretrained": False} if family == "timm" else info.args
     try:
         # On the meta device a network of any size takes no memory, until it is known to match the file's tensors.

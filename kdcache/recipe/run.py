@@ -35,7 +35,7 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
         raise UsageError(
             f"{recipe.name}: names students but no [teacher]; add one, or use `kdcache train` with a store"
         )
-    run = _Run(recipe, out, watcher, jobs or _default_jobs())
+    run = _Run(recipe, out, watcher, jobs)
     inputs, store, evaluation = out / "inputs", out / "store", out / "eval"
     if recipe.teacher:
         run.together([Stage("check", check_recipe, (recipe, students))])
@@ -83,7 +83,7 @@ def _fits(
 
     Students of one network and one [train] share a baseline; the first is called just that.
     """
-    names: dict[tuple[str, str, TrainConfig], str] = {}
+    names: dict[tuple[str, str, TrainConfig, bool], str] = {}
     baseline_of, folders, fits = {}, {}, []
     for name, student in students.items():
         key = stages.baseline_key(student)
@@ -123,7 +123,7 @@ def _precision(fit: Stage) -> str:
 class _Run:
     """Stages with a memory: facts of a finished stage are kept beside the run, with a digest of what was asked."""
 
-    def __init__(self, recipe: Recipe, out: Path, watcher: Watcher, jobs: int) -> None:
+    def __init__(self, recipe: Recipe, out: Path, watcher: Watcher, jobs: int | None) -> None:
         self._out, self._watcher, self._jobs = out, watcher, jobs
         self._files = [_stamp(_files(source)) for source in (recipe.source, recipe.eval_source) if source]
         if recipe.teacher and recipe.teacher.weights:
@@ -149,6 +149,7 @@ class _Run:
 
         if left:
             self.fresh = True
+            self._jobs = self._jobs or _default_jobs()
             run_stages(left, min(self._jobs, len(left)), self._watcher, done, reuse)
             self.facts = {stage.name: self.facts[stage.name] for stage in wanted} | self.facts
 

@@ -125,6 +125,7 @@ def _facts(result: Any) -> Facts:
     }
 
 
-def baseline_key(student: Student) -> tuple[str, str, TrainConfig]:
-    """Students that share this share their baseline."""
-    return student.model, repr(sorted(student.args.items())), student.train
+def baseline_key(student: Student) -> tuple[str, str, TrainConfig, bool]:
+    """Students that share this share their baseline: one network, one [train], as many rows and so as many steps."""
+    labels_only = all(term.name == "ce" for term in student.objective)
+    return student.model, repr(sorted(student.args.items())), student.train, labels_only

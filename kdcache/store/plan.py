@@ -148,5 +148,10 @@ class Plan:
 
 
 def _by_name(plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan with its fields as a table, so that a difference is named by field."""
-    return {**plan, "fields": {f["name"]: f for f in plan["fields"]}}
+    """The plan as told in a refusal: fields by name, and what people choose before what follows from it."""
+    chosen = {key: plan[key] for key in ("source", "order", "container", "teacher")}
+    return {
+        **chosen,
+        "fields": {f["name"]: f for f in plan["fields"]},
+        **{k: v for k, v in plan.items() if k != "fields"},
+    }

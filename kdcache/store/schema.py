@@ -91,8 +91,8 @@ def _array(array: Array) -> dict[str, Any]:
 
 
 def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two JSON tables differ, with both values."""
-    for key in sorted(ours.keys() | theirs.keys()):
+    """The first place where two JSON tables differ, in the order of `ours`, with both values."""
+    for key in [*ours, *sorted(theirs.keys() - ours.keys())]:
         a, b = ours.get(key), theirs.get(key)
         if a == b:
             continue
