@@ -107,13 +107,15 @@ def measure(source: SourceConfig, folder: Path, repeats: int) -> dict[str, list[
     bare.seconds()  # warm
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("bare", *recipes)}
     for repeat in range(repeats):
-        used = time.process_time()
-        loop = bare.seconds()
-        times["bare"].append((loop, loop, time.process_time() - used))
-        for name, recipe in recipes.items():
-            began, clock = time.perf_counter(), Clock()
-            loop = dump(recipe, folder / f"{name}-{repeat}", progress=clock).seconds
-            times[name].append((loop, time.perf_counter() - began, time.process_time() - clock.cpu))
+        first = repeat % len(times)  # turns are rotated, so that nobody always follows the same one
+        for name in [*times][first:] + [*times][:first]:
+            began, used, clock = time.perf_counter(), time.process_time(), Clock()
+            if name == "bare":
+                loop = bare.seconds()
+            else:
+                loop = dump(recipes[name], folder / f"{name}-{repeat}", progress=clock).seconds
+                used = clock.cpu
+            times[name].append((loop, time.perf_counter() - began, time.process_time() - used))
     return times
 
 
