@@ -121,7 +121,9 @@ class TrainConfig(Table):
     warmup: Fraction = Field(0.05, description="warmup, one_cycle: share of the steps in which the rate rises")
     milestones: tuple[Fraction, ...] = Field((0.5, 0.75), description="step: shares of the steps where the rate falls")
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="step: the factor by which it falls")
-    augment: tuple[Literal["flip", "crop"], ...] = ()
+    augment: tuple[Literal["flip", "crop"], ...] = Field(
+        (), description="for fits on labels: a store's soft labels are those of the images as they are"
+    )
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     accumulate: Positive = Field(1, description="micro-batches summed into one step")
     precision: Precision = "fp32"
