@@ -49,13 +49,20 @@ def info(store: Path, as_json: bool) -> None:
         click.echo(
             f"  {name:<22} {field['array']:<22} {safe(field['codec']):<8} {field['bytes_per_row']:>8} bytes a row"
         )
-    for name, found in _fidelity(facts).items():
-        click.echo(f"  {safe(name)}: KL(teacher ‖ stored) in nats by temperature: {safe(found.get('kl'))}")
+    for name, kl in _fidelity(facts).items():
+        words = ", ".join(f"{value:.2g} at T = {safe(temperature)}" for temperature, value in kl.items())
+        click.echo(f"  {safe(name)}: KL(teacher ‖ stored) {words}, in nats")
 
 
-def _fidelity(facts: dict[str, Any]) -> dict[str, Any]:
-    found = facts["facts"].get("fidelity")
-    return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+def _fidelity(facts: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """By field and temperature; whatever else a stranger may have put there is left out."""
+    fields = facts["facts"].get("fidelity")
+    found = {}
+    for name, table in fields.items() if isinstance(fields, dict) else ():
+        kl = table.get("kl") if isinstance(table, dict) else None
+        if isinstance(kl, dict) and all(isinstance(value, float) for value in kl.values()):
+            found[name] = kl
+    return found
 
 
 @click.command()
