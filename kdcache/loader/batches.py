@@ -18,8 +18,8 @@ __all__ = ["Batch", "batches"]
 
 Batch = dict[str, Tensor | SparseLogits]
 
-_WINDOW_ROWS = 1 << 13  # rows of a rank whose places are worked out at once
-_GATHER_BYTES = 1 << 21  # what one gather takes at most, unless a batch is larger: narrow fields, several batches
+_WINDOW_ROWS = 1 << 14  # rows of a rank whose places are worked out at once
+_GATHER_BYTES = 1 << 22  # what one gather takes at most, unless a batch is larger: narrow fields, several batches
 _ORDER_ROWS = 1 << 16  # positions whose store rows are worked out at once
 
 
