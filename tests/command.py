@@ -61,10 +61,10 @@ class Running:
         return Done(self.process.exitcode, out, err)
 
 
-def call(*words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Done:
+def call(*words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 280) -> Done:
     """The installed command, started from nothing."""
     done = subprocess.run(
-        [str(EXECUTABLE), *map(str, words)], capture_output=True, text=True, timeout=280, check=False, cwd=cwd,
+        [str(EXECUTABLE), *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd,
         env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr)
