@@ -96,6 +96,8 @@ def _run() -> int:
     except MemoryError as error:
         return _say(error, "out of memory; lower batch_size, unit_rows or train.memory_mib", 74)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, for a GPU; torch itself may not be loaded
+            return _say(error, f"{error}; lower the batch_size, or raise train.accumulate", 74)
         said = (
             f"{type(error).__name__}: {error}; this is a bug of kdcache: please report it (KDCACHE_DEBUG=1 shows where)"
         )

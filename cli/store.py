@@ -35,7 +35,7 @@ def info(store: Path, as_json: bool) -> None:
     teacher = safe(facts["teacher"]["model"]) if facts["teacher"] else "none"
     lines = {
         "store": f"{store} ({state})",
-        "source": f"{safe(facts['source']['name'])}, {facts['rows']} rows, {facts['source']['classes']} classes",
+        "source": f"{safe(facts['source']['name'])}, {facts['rows']} rows, {_classes(facts)}",
         "teacher": teacher,
         "format": f"{facts['format']}, compression {safe(facts['compression'])}, {facts['units']} units of "
         f"{facts['unit_rows']} rows, blocks of {facts['block_rows']}",
@@ -52,6 +52,11 @@ def info(store: Path, as_json: bool) -> None:
     for name, kl in _fidelity(facts).items():
         words = ", ".join(f"{value:.2g} at T = {safe(temperature)}" for temperature, value in kl.items())
         click.echo(f"  {safe(name)}: KL(teacher ‖ stored) {words}, in nats")
+
+
+def _classes(facts: dict[str, Any]) -> str:
+    classes = facts["source"]["classes"]
+    return "classes not said" if classes is None else f"{classes} classes"
 
 
 def _fidelity(facts: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -83,9 +83,11 @@ def zip_fields(
                 found[name] = reader, field
             elif name not in _SHARED and (wanted is None or name in wanted):
                 raise UsageError(
-                    f"{reader.path} and {found[name][0].path} both have a field {name!r}; name the fields "
-                    "that you want, or zip other stores"
+                    f"{reader.path} and {found[name][0].path} both have a field {name!r}; use fields "
+                    "that only one of them has: a tap of a teacher's last module keeps its logits under another name"
                 )
+    if isinstance(wanted, str):
+        raise UsageError(f"fields = {wanted!r}: must be a list of names, for instance [{wanted!r}]")
     if wanted is None:
         wanted = list(found)
     for name in wanted:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdcache.arrays import Array
 from kdcache.errors import CheckpointError, UsageError
 from kdcache.loader import StreamingLoader
 from kdcache.models import InputSpec, WeightsInfo, load_model
@@ -21,7 +22,7 @@ from kdcache.store import StoreReader
 from kdcache.student.data import Data, open_data
 from kdcache.student.module import Batch
 
-__all__ = ["Evaluation", "evaluate", "evaluate_run", "evaluate_store", "predict"]
+__all__ = ["Evaluation", "check_evaluable", "evaluate", "evaluate_run", "evaluate_store", "predict"]
 
 Forward = Callable[[Batch], tuple[Tensor, Tensor | None]]
 
@@ -80,23 +81,28 @@ def evaluate_store(
     model: nn.Module, info: WeightsInfo, data: Data, device: torch.device, place: Path, batch_size: int = 512
 ) -> Evaluation:
     """The model's accuracy and cross-entropy over every labelled row of a store; UsageError if the two do not fit."""
-    if info.input != data.input:
-        raise UsageError(
-            f"{place}: was fitted on inputs {info.input}, and those of {data.place} are {data.input}; "
-            "evaluate on a store of the same kind of inputs"
-        )
-    if info.outputs != data.classes:
-        raise UsageError(
-            f"{place}: has {info.outputs} outputs, and {data.place} has {data.classes} classes; "
-            "evaluate on a store with the same classes"
-        )
-    if not (data.labels >= 0).any():
-        raise UsageError(f"{data.place}: no row has a label, so there is nothing to evaluate against")
+    check_evaluable(info.input, info.outputs, data, place)
     model.eval()
     with closing(
         StreamingLoader(data.readers, batch_size, shuffle=False, fields=("input", "label"), device=str(device))
     ) as loader:
         return evaluate(_plain(model, info.input_spec), loader, device)
+
+
+def check_evaluable(array: Array, outputs: int, data: Data, place: Path) -> None:
+    """UsageError unless a network of `place` for these inputs and so many outputs can be evaluated on `data`."""
+    if array != data.input:
+        raise UsageError(
+            f"{place}: was fitted on inputs {array}, and those of {data.place} are {data.input}; "
+            "evaluate on a store of the same kind of inputs"
+        )
+    if outputs != data.classes:
+        raise UsageError(
+            f"{place}: has {outputs} outputs, and {data.place} has {data.classes} classes; "
+            "evaluate on a store with the same classes"
+        )
+    if not (data.labels >= 0).any():
+        raise UsageError(f"{data.place}: no row has a label, so there is nothing to evaluate against")
 
 
 def predict(

@@ -55,6 +55,7 @@ def fit(
     from kdcache.models import build_model
     from kdcache.student.checkpoint import newest_checkpoint
     from kdcache.student.data import open_data
+    from kdcache.student.evaluate import check_evaluable
     from kdcache.student.finish import evaluated, finish
     from kdcache.student.job import plan_job
     from kdcache.student.loop import open_loaders, run_loop
@@ -84,6 +85,9 @@ def fit(
         )
         if (done := read_result(out, job.identity)) is not None:
             return evaluated(done, job, eval_store)
+        if eval_store is not None:  # found out now, not when the fit is done
+            with open_data([eval_store]) as other:
+                check_evaluable(data.input, data.classes, other, out)
 
         accelerator = open_accelerator(train.precision)
         stack.enter_context(only_one(out, accelerator.is_main_process))

@@ -49,7 +49,7 @@ def read_result(out: Path, identity: Mapping[str, Any]) -> FitResult | None:
     try:
         table = json.loads(path.read_bytes())
         result = FitResult(**table)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # whoever writes there says what is in the way
         return None
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); remove it and run the same command again") from error
@@ -95,6 +95,8 @@ def only_one(out: Path, here: bool) -> Iterator[None]:
 
     The kernel lets go of it when its holder dies, however that happens, so a killed run never blocks the next.
     """
+    if (out / "plan.json").exists():
+        raise CheckpointError(f"{out}: holds a store, not a fit; choose a folder of its own for --out")
     if not here:
         yield
         return

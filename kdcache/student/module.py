@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdcache.arrays import Array
 from kdcache.codecs import SparseLogits
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import InputSpec
 from kdcache.objectives import Objective
 from kdcache.taps import tap_outputs
@@ -38,12 +39,28 @@ class Fitted(nn.Module):
         x = self._spec.apply(stored)
         if x.device.type == "cpu" and x.data_ptr() % 64:
             x = x.clone()  # matrix products may round otherwise by their operands' alignment, which resuming changes
-        logits = self.model(x)
+        logits = self._logits(x)
         # Losses and adapters in fp32 whatever the network ran in: KL of fp16 log-probabilities has few right digits.
         with torch.autocast(logits.device.type, enabled=False):
             outputs = {"logits": logits.float(), **{name: value.float() for name, value in self._tapped.items()}}
             loss, terms = self._objective(outputs, batch, self.adapters)
         return loss, terms, outputs["logits"]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """The network's own answer; whatever it raises is a UsageError, except that memory ran out."""
+        try:
+            logits: Tensor = self.model(x)
+        except (KdcacheError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # building it has tried it on two blank samples, in evaluation mode
+            mode = "in training" if self.model.training else "in evaluation"
+            single = len(x) == 1 and "more than 1 value per channel" in str(error)  # batch norm
+            cure = "; let every micro-batch have two: raise train.batch_size, lower train.accumulate" if single else ""
+            raise UsageError(
+                f"the network {type(self.model).__name__} raised {type(error).__name__} {mode} "
+                f"on {len(x)} {'row' if len(x) == 1 else 'rows'}: {error}{cure}"
+            ) from error
+        return logits
 
 
 def tap_shapes(model: nn.Module, taps: Mapping[str, str], sample: Array) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcache.config import TrainConfig
-from kdcache.errors import CheckpointError
+from kdcache.errors import CheckpointError, UsageError
 
 __all__ = ["build_optimizer", "load_optimizer_state", "optimizer_state"]
 
@@ -17,6 +17,8 @@ __all__ = ["build_optimizer", "load_optimizer_state", "optimizer_state"]
 def build_optimizer(train: TrainConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The recipe's optimiser over all parameters that can be trained; decay applies to every one of them."""
     trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        raise UsageError("the network has no parameter that can be trained; choose another model or args")
     # One fused kernel for a whole parameter, on CPU too: for small students half of a step's time goes here otherwise.
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
     if train.optimizer == "sgd":

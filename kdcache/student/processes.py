@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ def open_accelerator(precision: Precision) -> Any:
     """The Accelerator of this process; UsageError where the machine or an earlier fit rules the precision out."""
     from accelerate import Accelerator
 
+    # Accelerate joins the processes of a torchrun job by itself on GPUs alone; on CPUs it has to be told.
+    cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
     try:
-        return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+        return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
     except ValueError as error:
         cause = str(error).splitlines()[0]
         if "already been initialized" in cause:

@@ -21,7 +21,7 @@ def run_batch(teacher: FrozenTeacher, inputs: Tensor, ids: NDArray[np.int64]) ->
         named = [int(ids[row]) for row in error.rows[:8]]
         raise TeacherError(
             f"teacher {teacher.config.model}: NaN or infinity for {len(error.rows)} samples of a batch, ids {named}, "
-            'also in fp32; look at these samples, or set teacher.precision = "fp32"'
+            "in fp32; look at these samples, at the teacher's weights and at [teacher.input]"
         ) from None
     except KdcacheError:
         raise

@@ -36,11 +36,14 @@ def load_teacher(
             "teacher: the recipe trains its teacher first (teacher.fit); use `kdcache run RECIPE --out DIR`, "
             "or give `kdcache dump --weights FILE`"
         )
-    if classes is None:
-        raise UsageError("teacher: the source does not say how many classes there are; give it labels, or `classes`")
     tensors, info = load_weights(path) if path else ({}, None)
     outputs = info.outputs if info else classes
-    if outputs != classes:
+    if outputs is None:
+        raise UsageError(
+            "teacher: neither the source nor the weights say how many classes there are; give the source labels, "
+            'take weights that kdcache wrote, or a source of kind = "python" whose object has `classes`'
+        )
+    if outputs != (classes or outputs):
         raise UsageError(
             f"{path}: the teacher gives {outputs} outputs, the source has {classes} classes; use the weights of a "
             "teacher for these classes"

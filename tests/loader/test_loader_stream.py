@@ -199,6 +199,8 @@ def test_aligned_stores_are_zipped(tmp_path: Path, store: StoreReader) -> None:
     twin = write_store(tmp_path / "twin", ROWS)
     with pytest.raises(UsageError, match="both have a field 'logits'"):
         StreamingLoader([store, twin], 100)
+    with pytest.raises(UsageError, match=r"fields = 'logits': must be a list of names"):
+        StreamingLoader(store, 100, fields="logits")
 
 
 def test_works_under_a_data_loader(store: StoreReader) -> None:

@@ -37,6 +37,11 @@ def eleven_outputs(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), 11))
 
 
+def no_parameters(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """A network that has nothing to learn with."""
+    return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(num_classes))
+
+
 def small(store: Path, out: Path, **change: Any) -> FitResult:
     """A few steps of an MLP with kd and ce; `change` are keys of [train], or of `fit`."""
     options = {key: change.pop(key) for key in list(change) if key == "steps" or key not in TrainConfig.model_fields}

@@ -279,3 +279,28 @@ def test_a_second_store_adds_its_fields(tmp_path: Path) -> None:
         identity={},
     )
     assert len(result.stores) == 2
+
+
+def test_what_the_network_raises_in_training_is_no_bug_of_ours(plain_store: Path, tmp_path: Path) -> None:
+    network = {"model": "student_runs:dropout_net", "args": {}}
+    with pytest.raises(UsageError, match=r"Sequential raised ValueError in training on 1 row.*raise train.batch_size"):
+        small(plain_store, tmp_path, batch_size=1, **network)
+
+
+def test_a_network_without_parameters_is_refused(digits_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no parameter that can be trained"):
+        small(digits_store, tmp_path, model="student_runs:no_parameters", args={})
+
+
+def test_an_eval_store_of_another_kind_is_refused_before_the_fit(digits_store: Path, tmp_path: Path) -> None:
+    store = write_store(tmp_path / "other", np.zeros((8, 5), np.float32), np.arange(8, dtype=np.int64))
+    with pytest.raises(UsageError, match="evaluate on a store of the same kind of inputs"):
+        small(digits_store, tmp_path / "run", eval_store=store)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_is_no_place_for_a_fit(digits_store: Path) -> None:
+    before = sorted(digits_store.iterdir())
+    with pytest.raises(CheckpointError, match="holds a store, not a fit"):
+        small(digits_store, digits_store)
+    assert sorted(digits_store.iterdir()) == before

@@ -26,8 +26,9 @@ def fitted_by(processes: int, store: Path, folder: Path) -> list[list[list[str]]
     environment = os.environ | {
         "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
         "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
     }
+    if torch.cuda.is_available():  # two processes cannot share one GPU; without any, nobody has to say it
+        environment["ACCELERATE_USE_CPU"] = "true"
     script = [str(HERE / "student_ranks.py"), str(store), str(folder / "run"), str(folder / "notes")]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
     done = subprocess.run(

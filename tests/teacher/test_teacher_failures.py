@@ -232,3 +232,17 @@ def test_a_full_disk_is_said_and_gone_on_from(weights: Path, tmp_path: Path) -> 
     assert command(tmp_path, *words).code == 0
     dump(load_recipe(recipe), tmp_path / "whole")
     assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
+
+
+def test_the_weights_say_how_many_classes_an_unlabelled_source_has(tmp_path: Path) -> None:
+    from kdcache.arrays import Array
+    from kdcache.config import TeacherConfig
+    from kdcache.models import InputSpec, WeightsInfo, build_model, save_weights
+    from kdcache.teacher.frozen import load_teacher
+
+    config, array = TeacherConfig(model="zoo:mlp"), Array("float32", (9,))
+    with pytest.raises(UsageError, match="neither the source nor the weights say how many classes"):
+        load_teacher(config, array, None, InputSpec())
+    model = build_model("zoo:mlp", {}, input=array, outputs=7)
+    save_weights(tmp_path / "w.safetensors", model, WeightsInfo("zoo:mlp", {}, array, 7))
+    assert load_teacher(config, array, None, InputSpec(), tmp_path / "w.safetensors").outputs == 7
