@@ -13,7 +13,7 @@ from kdcache.loader.pool import Column
 from kdcache.near_misses import near_misses
 from kdcache.store import StoredField, StoreReader
 
-__all__ = ["Decoder", "zip_fields"]
+__all__ = ["Decoder", "named_fields", "zip_fields"]
 
 _SHARED = ("id", "label", "input")  # the same in aligned stores, so any one will do
 
@@ -65,27 +65,29 @@ def _check_configuration(reader: StoreReader, field: StoredField, codec: Codec) 
         )
 
 
-def zip_fields(
-    readers: Sequence[StoreReader],
-    wanted: Sequence[str] | None,
-) -> Mapping[str, tuple[StoreReader, StoredField]]:
-    """The wanted fields (None: all), `id` always first, each from the first store that has it.
+def named_fields(readers: Sequence[StoreReader]) -> dict[str, tuple[StoreReader, StoredField]]:
+    """Every field of aligned stores by name; StoreMismatch where they are not aligned.
 
-    StoreMismatch where the stores are not aligned; UsageError for a field that none has or, other than id, label and
-    input, two have.
+    Aligned stores share id, label and input, so the first that has one will do. Of any other name that several stores
+    have, the first store's keeps it and the k-th store's is `name@k`, such as `logits@2` for a second teacher's.
     """
     for reader in readers[1:]:
         readers[0].plan.check_aligned(reader.plan, readers[0].path, reader.path)
     found: dict[str, tuple[StoreReader, StoredField]] = {}
-    for reader in readers:
+    for number, reader in enumerate(readers, 1):
         for name, field in reader.fields.items():
             if name not in found:
                 found[name] = reader, field
-            elif name not in _SHARED and (wanted is None or name in wanted):
-                raise UsageError(
-                    f"{reader.path} and {found[name][0].path} both have a field {name!r}; use fields "
-                    "that only one of them has: a tap of a teacher's last module keeps its logits under another name"
-                )
+            elif name not in _SHARED:
+                found[f"{name}@{number}"] = reader, field
+    return found
+
+
+def zip_fields(
+    readers: Sequence[StoreReader], wanted: Sequence[str] | None
+) -> Mapping[str, tuple[StoreReader, StoredField]]:
+    """The wanted ones of `named_fields` (None: all), `id` always first; UsageError for a name that none has."""
+    found = named_fields(readers)
     if isinstance(wanted, str):
         raise UsageError(f"fields = {wanted!r}: must be a list of names, for instance [{wanted!r}]")
     if wanted is None:

@@ -64,9 +64,9 @@ class StreamingLoader(IterableDataset[Batch]):
             self._path, self._starts = readers[0].path, readers[0].block_starts
             self._seed, self._lanes, self._shuffle = int(seed), lanes, bool(shuffle)
             self._rows = None if rows is None else np.array(rows)
+            place = _device(device)
             self._decoders = {
-                name: Decoder(reader, field, torch.device(device))
-                for name, (reader, field) in zip_fields(readers, fields).items()
+                name: Decoder(reader, field, place) for name, (reader, field) in zip_fields(readers, fields).items()
             }
             self.epoch, self._position, self._turn = 0, 0, 0
             self._order = 0, self._make_order(0)
@@ -204,6 +204,16 @@ class StreamingLoader(IterableDataset[Batch]):
 def _close(parts: Sequence[BlockPool | StoreReader]) -> None:
     for part in parts:
         part.close()
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """The device, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UsageError(f"device = {name!r}: cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _check_options(

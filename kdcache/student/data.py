@@ -62,20 +62,16 @@ class Data:
 
 @contextlib.contextmanager
 def open_data(stores: Sequence[Path]) -> Iterator[Data]:
-    """Open aligned stores; of a field that several have, the first store's counts."""
+    """Open aligned stores; their fields are named as the loader names them (`logits@2`: the second store's)."""
+    from kdcache.loader.fields import named_fields
+
     if not stores:
         raise UsageError("a fit needs at least one store")
     with contextlib.ExitStack() as stack:
         readers = tuple(stack.enter_context(open_store(path)) for path in stores)
         first = readers[0]
-        for reader in readers[1:]:
-            first.plan.check_aligned(reader.plan, first.path, reader.path)
-        fields: dict[str, StoredField] = {}
-        owner: dict[str, StoreReader] = {}
-        for reader in readers:
-            for name, field in reader.fields.items():
-                if name not in fields:
-                    fields[name], owner[name] = field, reader
+        named = named_fields(readers)
+        fields = {name: field for name, (_, field) in named.items()}
         if "input" not in fields:
             raise UsageError(
                 f"{first.path}: the store has no field 'input', so there is nothing to train on; "
@@ -84,5 +80,7 @@ def open_data(stores: Sequence[Path]) -> Iterator[Data]:
         classes = first.plan.classes or ("logits" in fields and fields["logits"].array.shape[-1])
         if not classes:
             raise UsageError(f"{first.path}: the store does not say how many classes there are and has no logits")
-        labels = owner["label"].read_column("label") if "label" in fields else np.full(first.rows, -1, dtype=np.int64)
+        labels = (
+            named["label"][0].read_column("label") if "label" in fields else np.full(first.rows, -1, dtype=np.int64)
+        )
         yield Data(readers, fields, fields["input"].array, int(classes), first.read_column("id"), labels)

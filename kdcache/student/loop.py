@@ -45,7 +45,7 @@ def run_loop(
 ) -> None:
     """Take steps until all are done or early stopping has seen enough."""
     train, device, rank = job.train, accelerator.device, accelerator.process_index
-    dropout = keyed_hash(f"kdcache dropout {job.seed} {rank}", np.arange(job.steps))
+    dropout = f"kdcache dropout {job.seed} {rank}"
     before, began = state.seconds, time.monotonic()
     saved = began
     progress.started(str(job.out), state.step, job.steps, job.trained_rows)
@@ -58,7 +58,7 @@ def run_loop(
             group["lr"] = rate
         if train.augment:
             batch["input"] = augment(batch["input"], train.augment, augment_generator(job.seed, state.step, rank))
-        seed_device(int(dropout[state.step]), device)
+        seed_device(int(keyed_hash(dropout, np.array([state.step]))[0]), device)
         global_rows = job.batch_rows(state.step)
         loss, terms = _backward(wrapped, batch, train.accumulate, accelerator, global_rows)
         _update(state, train.clip_norm)

@@ -196,9 +196,15 @@ def test_aligned_stores_are_zipped(tmp_path: Path, store: StoreReader) -> None:
         StreamingLoader([store, other], 100)
     assert store.plan.alignment[:16] in str(caught.value)
     assert other.plan.alignment[:16] in str(caught.value)
-    twin = write_store(tmp_path / "twin", ROWS)
-    with pytest.raises(UsageError, match="both have a field 'logits'"):
-        StreamingLoader([store, twin], 100)
+    twin = write_store(tmp_path / "twin", ROWS, codec="dense")
+    for batch in StreamingLoader([store, twin], 100, fields=["logits", "logits@2"]):
+        rows = (tensor(batch, "id") - 7) // 3
+        assert isinstance(batch["logits"], SparseLogits)
+        assert torch.equal(tensor(batch, "logits@2"), logits_of(ROWS).half().float()[rows])
+    with pytest.raises(UsageError, match=r"no field 'logits@3'; did you mean 'logits@2'"):
+        StreamingLoader([store, twin], 100, fields=["logits@3"])
+    with pytest.raises(UsageError, match=r"device = 'potato': cannot be used here"):
+        StreamingLoader(store, 100, device="potato")
     with pytest.raises(UsageError, match=r"fields = 'logits': must be a list of names"):
         StreamingLoader(store, 100, fields="logits")
 
