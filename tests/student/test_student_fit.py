@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from student_runs import CE, HINT, KD, MLP_HINT, begin, small
-from student_stores import DIGITS_MEAN, DIGITS_STD, digits, write_store
+from student_stores import DIGITS_MEAN, DIGITS_STD, digits, soft_labels, write_store
 
-from kdcache.config import EarlyStopping, TrainConfig
+from kdcache.config import EarlyStopping, ObjectiveConfig, TrainConfig
 from kdcache.errors import CheckpointError, DataError, UsageError
 from kdcache.models import InputSpec, build_model, load_model
 from kdcache.store import open_store
@@ -279,6 +279,21 @@ def test_a_second_store_adds_its_fields(tmp_path: Path) -> None:
         identity={},
     )
     assert len(result.stores) == 2
+
+
+def test_two_teachers_of_one_field_name_teach_together(tmp_path: Path) -> None:
+    inputs, labels = digits()
+    truth = soft_labels(inputs, labels)
+    first = write_store(tmp_path / "first", inputs, labels, logits=truth)
+    second = write_store(tmp_path / "second", inputs, labels, logits=-truth, codec="topk", k=4)
+    opposed = [ObjectiveConfig(name="kd", weight=0.5), ObjectiveConfig(name="kd", field="logits@2", weight=0.5)]
+    run = tmp_path / "run"
+    train = TrainConfig(epochs=1, batch_size=64)
+    result = fit("zoo:mlp", {"hidden": [32]}, [first, second], run, objective=opposed, train=train, seed=0, identity={})
+    assert len(result.stores) == 2
+    terms = [row["terms"] for row in read_metrics(run) if row["split"] == "train"]
+    assert set(terms[-1]) == {"kd", "kd.1"}
+    assert sum(terms[-1].values()) > 1.0, "a student cannot please two teachers who contradict each other"
 
 
 def test_what_the_network_raises_in_training_is_no_bug_of_ours(plain_store: Path, tmp_path: Path) -> None:
