@@ -59,6 +59,9 @@ class SourceConfig(Table):
     size: Positive | None = Field(None, description="folder: side in pixels to which images are resized and cropped")
     input_key: str = Field("x", description="arrays: the .npz member that holds the inputs")
     label_key: str = Field("y", description="arrays: the .npz member that holds the labels")
+    classes: Annotated[int, Field(gt=0, lt=2**31)] | None = Field(
+        None, description="idx, arrays: how many there are (default: largest label + 1)"
+    )
     factory: str | None = Field(None, description="python: package.module:factory")
     args: Arguments = Field(default_factory=dict, description="python: keyword arguments of the factory")
     rows: Positive | None = Field(None, description="keep so many rows, drawn by `seed`")

@@ -37,6 +37,7 @@ KEYS: list[tuple[type[Table], dict[str, Any], str, list[Any], list[Any]]] = [
     (SourceConfig, DIGITS, "size", [32], [0, -1, 1.5, "x"]),
     (SourceConfig, DIGITS, "input_key", ["x"], [1]),
     (SourceConfig, DIGITS, "label_key", ["y"], [1]),
+    (SourceConfig, DIGITS, "classes", [1, 1000], [0, -1, 2.5, 2**31]),
     (SourceConfig, DIGITS, "factory", ["a:b"], [1]),
     (SourceConfig, DIGITS, "args", [{"a": [1, {"b": "c"}]}], [[], {"a": float("nan")}, {"a": object()}]),
     (SourceConfig, DIGITS, "rows", [1, 10**9], [0, -5, "many", 2**60]),

@@ -32,9 +32,9 @@ __all__ = [
 # The keys of [source] that each kind takes, beside rows, labelled and seed, which all take.
 _KEYS = {
     "dataset": {"split", "label"},
-    "idx": {"images", "labels"},
+    "idx": {"images", "labels", "classes"},
     "cifar": {"files", "label"},
-    "arrays": {"images", "labels", "path", "input_key", "label_key"},
+    "arrays": {"images", "labels", "path", "input_key", "label_key", "classes"},
     "digits": {"split"},
     "folder": {"path", "size"},
     "python": {"factory", "args"},
@@ -63,7 +63,7 @@ def _open(config: SourceConfig) -> LabelledSource:
     match config.kind:
         case "idx":
             images = _given(config.images, config, "images")
-            return open_idx(images, config.labels, name=images.name)
+            return open_idx(images, config.labels, name=images.name, classes=config.classes)
         case "cifar":
             if not config.files:
                 raise UsageError('[source] kind = "cifar" needs `files`, the list of its record files')
@@ -72,9 +72,10 @@ def _open(config: SourceConfig) -> LabelledSource:
             if (config.path is None) == (config.images is None):
                 raise UsageError('[source] kind = "arrays" needs either `path` (an .npz) or `images` (an .npy)')
             if config.path is not None:
-                return open_npz(config.path, config.input_key, config.label_key, name=config.path.name)
+                keys = config.input_key, config.label_key
+                return open_npz(config.path, *keys, name=config.path.name, classes=config.classes)
             images = _given(config.images, config, "images")
-            return open_npy(images, config.labels, name=images.name)
+            return open_npy(images, config.labels, name=images.name, classes=config.classes)
         case "folder":
             path = _given(config.path, config, "path")
             return open_folder(path, config.size, name=path.name)

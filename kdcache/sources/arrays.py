@@ -18,13 +18,13 @@ from kdcache.sources.source import ArraySource, checked_labels, count_classes, d
 __all__ = ["open_npy", "open_npz"]
 
 
-def open_npy(inputs: Path, labels: Path | None, *, name: str) -> ArraySource:
+def open_npy(inputs: Path, labels: Path | None, *, name: str, classes: int | None = None) -> ArraySource:
     """Inputs [N, *shape] of any dtype that a store keeps, memory-mapped, with labels [N] of any integer dtype."""
     targets = None if labels is None else _mapped(labels)
-    return _source(name, _mapped(inputs), str(inputs), targets, str(labels))
+    return _source(name, _mapped(inputs), str(inputs), targets, str(labels), classes)
 
 
-def open_npz(path: Path, input_key: str, label_key: str, *, name: str) -> ArraySource:
+def open_npz(path: Path, input_key: str, label_key: str, *, name: str, classes: int | None = None) -> ArraySource:
     """Two members of an .npz; without the member `label_key` the source is unlabelled."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -44,21 +44,26 @@ def open_npz(path: Path, input_key: str, label_key: str, *, name: str) -> ArrayS
         raise SourceError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except Exception as error:  # zipfile and zlib raise a dozen types on hostile bytes, not all of them documented
         raise SourceError(f"{path}: not an .npz file, or damaged ({error})") from error
-    return _source(name, inputs, f"{path}: {input_key}", labels, f"{path}: {label_key}")
+    return _source(name, inputs, f"{path}: {input_key}", labels, f"{path}: {label_key}", classes)
 
 
 def _source(
-    name: str, inputs: npt.NDArray[Any], place: str, labels: npt.NDArray[Any] | None, labels_place: str
+    name: str,
+    inputs: npt.NDArray[Any],
+    place: str,
+    labels: npt.NDArray[Any] | None,
+    labels_place: str,
+    classes: int | None,
 ) -> ArraySource:
     if not inputs.ndim or not inputs.size:
         raise SourceError(f"{place}: shape {list(inputs.shape)} holds no samples; expected [N, …]")
     describe(inputs, place)
-    targets = None if labels is None else checked_labels(labels, None, labels_place)
+    targets = None if labels is None else checked_labels(labels, classes, labels_place)
     if targets is not None and len(targets) != len(inputs):
         raise SourceError(
             f"{place} holds {len(inputs)} samples and {labels_place} holds {len(targets)} labels; they must be as many"
         )
-    return ArraySource(name, inputs, targets, classes=count_classes(targets))
+    return ArraySource(name, inputs, targets, classes=classes or count_classes(targets))
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:

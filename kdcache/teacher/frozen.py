@@ -40,8 +40,8 @@ def load_teacher(
     outputs = info.outputs if info else classes
     if outputs is None:
         raise UsageError(
-            "teacher: neither the source nor the weights say how many classes there are; give the source labels, "
-            'take weights that kdcache wrote, or a source of kind = "python" whose object has `classes`'
+            "teacher: neither the source nor the weights say how many classes there are; give the source labels "
+            "or `classes`, or take weights that kdcache wrote"
         )
     if outputs != (classes or outputs):
         raise UsageError(

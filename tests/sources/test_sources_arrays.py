@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.arrays import Array
+from kdcache.config import SourceConfig
 from kdcache.errors import SourceError, UsageError
+from kdcache.sources import open_source
 from kdcache.sources.arrays import open_npy, open_npz
 
 X = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
@@ -137,3 +139,14 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFact
     except SourceError:
         return
     assert len(source.read(source.ids())["input"]) == len(source)
+
+
+def test_classes_may_be_said(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 3), np.float32))
+    np.save(tmp_path / "y.npy", np.array([0, 1, 2, 1]))
+    unlabelled = open_source(SourceConfig(kind="arrays", images=tmp_path / "x.npy", classes=7))
+    assert (unlabelled.classes, set(unlabelled.arrays)) == (7, {"input"})
+    whole = SourceConfig(kind="arrays", images=tmp_path / "x.npy", labels=tmp_path / "y.npy", classes=9)
+    assert open_source(whole).classes == 9
+    with pytest.raises(SourceError, match=r"row 2 has label 2, allowed are 0 to 1"):
+        open_source(whole.model_copy(update={"classes": 2}))

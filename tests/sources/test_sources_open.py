@@ -115,7 +115,10 @@ def test_a_part_of_cifar_will_do_and_plain_goes_before_packed(elsewhere: Path) -
         ({"dataset": "cifar-10", "split": "val"}, "cifar-10 has train, test"),
         ({"dataset": "fashion-mnist", "label": "coarse"}, "fashion-mnist has one label per image"),
         ({"dataset": "cifar-10", "images": "x"}, "`images` is not for dataset, which takes label, split"),
-        ({"kind": "idx", "images": "x", "size": 3}, '`size` is not for kind = "idx", which takes images, labels'),
+        (
+            {"kind": "idx", "images": "x", "size": 3},
+            '`size` is not for kind = "idx", which takes classes, images, labels',
+        ),
         ({"kind": "idx"}, "kind = 'idx' needs `images`"),
         ({"kind": "cifar"}, "needs `files`"),
         ({"kind": "arrays"}, "either `path`"),
