@@ -55,11 +55,15 @@ def dump(
         watch = DumpWatch(lambda done, total, unit, note: bars.tell("dump", done, total, unit, note))
         result = run_dump(loaded, out, weights=weights, like=like, progress=watch)
     facts = {
-        "store": str(out), "rows": result.manifest.rows, "units": len(result.manifest.units),
-        "bytes": result.manifest.data_bytes, "digest": result.manifest.digest, "rows_now": result.rows,
+        "store": str(out),
+        "rows": result.manifest.rows,
+        "units": len(result.manifest.units),
+        "bytes": result.manifest.data_bytes,
+        "digest": result.manifest.digest,
+        "rows_now": result.rows,
         "samples_per_second": round(result.rows / result.seconds, 1) if result.rows else None,
         **result.manifest.facts,
-    }  # fmt: skip
+    }
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -74,11 +78,16 @@ def dump(
 def _print_plan(found: Any, recipe: Any, as_json: bool) -> None:
     plan = found.plan
     facts = {
-        "rows": plan.rows, "units": plan.units, "format": plan.container["format"], "fields": found.field_bytes,
-        "bytes_per_row": sum(found.field_bytes.values()), "bytes": found.total_bytes,
-        "samples_per_second": round(found.samples_per_second, 1), "seconds": round(found.seconds, 1),
+        "rows": plan.rows,
+        "units": plan.units,
+        "format": plan.container["format"],
+        "fields": found.field_bytes,
+        "bytes_per_row": sum(found.field_bytes.values()),
+        "bytes": found.total_bytes,
+        "samples_per_second": round(found.samples_per_second, 1),
+        "seconds": round(found.seconds, 1),
         "bytes_per_second": round(found.total_bytes / found.seconds),
-    }  # fmt: skip
+    }
     if as_json:
         click.echo(json.dumps(facts))
         return

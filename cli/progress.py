@@ -20,11 +20,16 @@ class Bars:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._live = Progress(
-            TextColumn("{task.description:<28}"), BarColumn(24), MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]} {task.fields[rate]}"), TimeRemainingColumn(),
+            TextColumn("{task.description:<28}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]} {task.fields[rate]}"),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=self._console, transient=True, disable=not self._console.is_terminal,
-        )  # fmt: skip
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
         self._tasks: dict[str, TaskID] = {}
         self._begun: dict[str, tuple[float, int]] = {}
         self._logged: dict[str, float] = {}

@@ -99,8 +99,13 @@ def verify(store: Path, deep: bool, as_json: bool) -> None:
 @store_argument
 @click.argument("out", type=folder)
 @click.option("--format", "container", type=click.Choice(["parquet", "hdf5"]), required=True, help="What to write.")
-@click.option("--compression", type=click.Choice(["none", "lz4", "zstd", "deflate"]), default="none", show_default=True,
-              help="lz4 and zstd for Parquet, deflate for HDF5.")  # fmt: skip
+@click.option(
+    "--compression",
+    type=click.Choice(["none", "lz4", "zstd", "deflate"]),
+    default="none",
+    show_default=True,
+    help="lz4 and zstd for Parquet, deflate for HDF5.",
+)
 @as_json
 def convert(store: Path, out: Path, container: str, compression: str, as_json: bool) -> None:
     """Write a store again in the other format: same rows, same order, same digests of columns.
@@ -118,5 +123,8 @@ def convert(store: Path, out: Path, container: str, compression: str, as_json: b
             store, out, container, compression, lambda done, total: bars.tell("convert", done, total, "units")
         )
     facts = {"store": str(out), "rows": manifest.rows, "bytes": manifest.data_bytes, "digest": manifest.digest}
-    click.echo(json.dumps(facts) if as_json else
-               f"{out}: {manifest.rows} rows, {manifest.data_bytes} bytes, digest {manifest.digest}")  # fmt: skip
+    click.echo(
+        json.dumps(facts)
+        if as_json
+        else f"{out}: {manifest.rows} rows, {manifest.data_bytes} bytes, digest {manifest.digest}"
+    )

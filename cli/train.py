@@ -18,8 +18,15 @@ __all__ = ["evaluate", "train"]
 
 @click.command()
 @recipe_argument
-@click.option("--store", "stores", type=folder, multiple=True, required=True, metavar="STORE",
-              help="A store; several aligned ones are zipped.")  # fmt: skip
+@click.option(
+    "--store",
+    "stores",
+    type=folder,
+    multiple=True,
+    required=True,
+    metavar="STORE",
+    help="A store; several aligned ones are zipped.",
+)
 @out("The run's folder: checkpoints, metrics.jsonl, model.safetensors, result.json.")
 @overrides
 @click.option("--student", "name", metavar="NAME", help="Which student, where the recipe names several.")
@@ -29,9 +36,17 @@ __all__ = ["evaluate", "train"]
 @click.option("--resume", is_flag=True, help="Go on with a fit that was begun in --out.")
 @as_json
 def train(
-    recipe: str, stores: tuple[Path, ...], out: Path, settings: tuple[str, ...], name: str | None, seed: int | None,
-    baseline: bool, eval_store: Path | None, resume: bool, as_json: bool,
-) -> None:  # fmt: skip
+    recipe: str,
+    stores: tuple[Path, ...],
+    out: Path,
+    settings: tuple[str, ...],
+    name: str | None,
+    seed: int | None,
+    baseline: bool,
+    eval_store: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
     """Fit a student from a store alone; no teacher is loaded or imported.
 
     \b
@@ -94,5 +109,7 @@ def evaluate(run: Path, store: Path, allow_code: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"run": str(run), **facts}))
         return
-    click.echo(f"{run}: accuracy {facts['accuracy']:.4f}, cross-entropy {facts['loss']:.4f} nats "
-               f"over {facts['labelled']} labelled rows of {store}")  # fmt: skip
+    click.echo(
+        f"{run}: accuracy {facts['accuracy']:.4f}, cross-entropy {facts['loss']:.4f} nats "
+        f"over {facts['labelled']} labelled rows of {store}"
+    )

@@ -115,8 +115,9 @@ def _multiply(students: dict[str, Student], grid: Mapping[str, list[Any]]) -> di
         name = ",".join(f"{_plain(keys[0])}={_plain(chosen[0])}" for keys, chosen in cell)
         if name in cells:
             raise UsageError(f"grid: two cells would both be called {name!r}; leave out the value that is there twice")
-        objective = tuple(_check(ObjectiveConfig, settings[term], f"grid cell {name}")
-                          for term in _named(student.objective))  # fmt: skip
+        objective = tuple(
+            _check(ObjectiveConfig, settings[term], f"grid cell {name}") for term in _named(student.objective)
+        )
         train = _check(TrainConfig, settings["train"], f"grid cell {name}")
         network = _check(StudentConfig, {"model": model, "args": settings["args"]}, f"grid cell {name}")
         cells[name] = Student(name, network.model or student.model, network.args or {}, objective, train)

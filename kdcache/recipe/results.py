@@ -26,15 +26,22 @@ Facts = Mapping[str, Any]
 
 
 def collect(
-    recipe: Recipe, students: Mapping[str, Student], baseline_of: Mapping[str, str], facts: Mapping[str, Facts],
-    store: Path, command: str,
-) -> dict[str, Any]:  # fmt: skip
+    recipe: Recipe,
+    students: Mapping[str, Student],
+    baseline_of: Mapping[str, str],
+    facts: Mapping[str, Facts],
+    store: Path,
+    command: str,
+) -> dict[str, Any]:
     """The content of results.json. `facts` is by stage; `baseline_of` names each student's baseline stage."""
     results: dict[str, Any] = {"name": recipe.name, "command": command, "environment": _environment()}
     if judged := facts.get("teacher accuracy"):
         assert recipe.teacher is not None, "somebody was judged"
-        results["teacher"] = {"model": recipe.teacher.model, "accuracy": judged.get("accuracy"),
-                              "parameters": judged["parameters"]}  # fmt: skip
+        results["teacher"] = {
+            "model": recipe.teacher.model,
+            "accuracy": judged.get("accuracy"),
+            "parameters": judged["parameters"],
+        }
     baselines = {name: _network(facts, name) for name in dict.fromkeys(baseline_of.values())}
     if baselines:
         results["baseline"] = baselines["baseline"]
@@ -65,8 +72,13 @@ def collect(
     return results
 
 
-def write_results(out: Path, results: dict[str, Any], facts: Mapping[str, Facts], runs: Mapping[str, list[Path]],
-                  class_names: tuple[str, ...]) -> None:  # fmt: skip
+def write_results(
+    out: Path,
+    results: dict[str, Any],
+    facts: Mapping[str, Facts],
+    runs: Mapping[str, list[Path]],
+    class_names: tuple[str, ...],
+) -> None:
     """Write results.json and report.html into the run's folder. `runs`: for each name its folders, a seed each."""
     predicted = facts.get("predictions", {})
     judged = facts.get("teacher accuracy", {})
@@ -74,10 +86,14 @@ def write_results(out: Path, results: dict[str, Any], facts: Mapping[str, Facts]
     if judged.get("predictions"):
         predictions["teacher"] = np.array(judged["predictions"])
     write_report(
-        out, results, curves={name: [list(read_metrics(run)) for run in folders] for name, folders in runs.items()},
+        out,
+        results,
+        curves={name: [list(read_metrics(run)) for run in folders] for name, folders in runs.items()},
         teacher_probabilities_top=np.array(judged["confidence"]) if judged else None,
-        predictions=predictions, labels=np.array(predicted["labels"]) if predicted else None, class_names=class_names,
-    )  # fmt: skip
+        predictions=predictions,
+        labels=np.array(predicted["labels"]) if predicted else None,
+        class_names=class_names,
+    )
     replace_bytes(out / "results.json", json.dumps(results, indent=1).encode() + b"\n")
 
 
@@ -113,8 +129,10 @@ def _store(path: Path) -> dict[str, Any]:
 
 
 def _grid(recipe: Recipe, students: Mapping[str, Student]) -> dict[str, Any]:
-    axes = {key.split(",")[0].strip(): [value[0] if "," in key else value for value in values]
-            for key, values in recipe.grid.items()}  # fmt: skip
+    axes = {
+        key.split(",")[0].strip(): [value[0] if "," in key else value for value in values]
+        for key, values in recipe.grid.items()
+    }
     return {"axes": axes, "cells": dict(zip(students, map(list, itertools.product(*axes.values())), strict=True))}
 
 

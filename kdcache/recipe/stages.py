@@ -42,9 +42,17 @@ def fit_teacher(report: Report, recipe: Recipe, inputs: Path, eval_store: Path |
     assert teacher, "only called for a recipe with a teacher"
     assert train, "only called for a teacher that is fitted"
     result = fit(
-        teacher.model, teacher.args, [inputs], out, objective=HARD_LABELS, train=train, seed=train.seeds[0],
-        identity={"role": "teacher"}, eval_store=eval_store, progress=FitWatch(report),
-    )  # fmt: skip
+        teacher.model,
+        teacher.args,
+        [inputs],
+        out,
+        objective=HARD_LABELS,
+        train=train,
+        seed=train.seeds[0],
+        identity={"role": "teacher"},
+        eval_store=eval_store,
+        progress=FitWatch(report),
+    )
     return _facts(result)
 
 
@@ -57,9 +65,15 @@ def judge_teacher(report: Report, recipe: Recipe, weights: Path | None, store: P
 
 
 def fit_baseline(
-    report: Report, student: Student, seed: int, inputs: list[Path], stores: list[Path], eval_store: Path | None,
-    out: Path, resume: bool = True,
-) -> Facts:  # fmt: skip
+    report: Report,
+    student: Student,
+    seed: int,
+    inputs: list[Path],
+    stores: list[Path],
+    eval_store: Path | None,
+    out: Path,
+    resume: bool = True,
+) -> Facts:
     """Fit a student's network on the labels alone: same seed and order, as many steps and looks as with the teacher."""
     from kdcache.student import fit, planned_steps, rows_used
     from kdcache.student.rows import evaluation_interval, steps_per_epoch
@@ -68,10 +82,20 @@ def fit_baseline(
     steps = planned_steps(student.train, rows)
     every = evaluation_interval(student.train, steps, steps_per_epoch(rows, student.train.batch_size))
     result = fit(
-        student.model, student.args, inputs, out, objective=HARD_LABELS, train=student.train, seed=seed, steps=steps,
-        evaluate_every=every, identity={"role": "baseline"}, eval_store=eval_store, resume=resume,
+        student.model,
+        student.args,
+        inputs,
+        out,
+        objective=HARD_LABELS,
+        train=student.train,
+        seed=seed,
+        steps=steps,
+        evaluate_every=every,
+        identity={"role": "baseline"},
+        eval_store=eval_store,
+        resume=resume,
         progress=FitWatch(report),
-    )  # fmt: skip
+    )
     return _facts(result)
 
 
@@ -88,9 +112,18 @@ def fit_student(
     from kdcache.student import fit
 
     result = fit(
-        student.model, student.args, stores, out, objective=student.objective, train=student.train, seed=seed,
-        identity={"role": "student"}, eval_store=eval_store, resume=resume, progress=FitWatch(report),
-    )  # fmt: skip
+        student.model,
+        student.args,
+        stores,
+        out,
+        objective=student.objective,
+        train=student.train,
+        seed=seed,
+        identity={"role": "student"},
+        eval_store=eval_store,
+        resume=resume,
+        progress=FitWatch(report),
+    )
     return _facts(result)
 
 

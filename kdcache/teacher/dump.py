@@ -76,9 +76,13 @@ class _Silent:
 
 
 def dump(
-    recipe: Recipe, out: Path, *, weights: Path | None = None, like: Path | None = None,
+    recipe: Recipe,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    like: Path | None = None,
     progress: Progress | None = None,
-) -> DumpResult:  # fmt: skip
+) -> DumpResult:
     """Write the recipe's store to `out`; without a [teacher], its inputs and labels alone.
 
     Committed units are skipped, so the same call goes on after any interruption, and any number of processes may make
@@ -120,9 +124,7 @@ def estimate(recipe: Recipe, *, weights: Path | None = None, like: Path | None =
     return Estimate(plan, {f.name: f.width for f in plan.fields}, rate)
 
 
-def _prepare(
-    recipe: Recipe, weights: Path | None, like: Path | None
-) -> tuple[Source, FrozenTeacher | None, Plan]:  # fmt: skip
+def _prepare(recipe: Recipe, weights: Path | None, like: Path | None) -> tuple[Source, FrozenTeacher | None, Plan]:
     source = open_source(recipe.source)
     plan = inputs_plan(recipe, source, like)
     if recipe.teacher is None:

@@ -104,9 +104,15 @@ def _statistics(source: Source, plan: Plan) -> dict[str, list[float]] | None:
 
 def _describe(teacher: FrozenTeacher) -> dict[str, Any]:
     config, spec = teacher.config, teacher.input_spec
-    return {"model": config.model, "args": config.args, "weights": teacher.fingerprint(), "precision": config.precision,
-            "taps": config.taps, "pool": config.pool,
-            "input": {"mean": list(spec.mean), "std": list(spec.std)} if spec.mean and spec.std else None}  # fmt: skip
+    return {
+        "model": config.model,
+        "args": config.args,
+        "weights": teacher.fingerprint(),
+        "precision": config.precision,
+        "taps": config.taps,
+        "pool": config.pool,
+        "input": {"mean": list(spec.mean), "std": list(spec.std)} if spec.mean and spec.std else None,
+    }
 
 
 def _teacher_fields(recipe: Recipe, source: Source, teacher: FrozenTeacher) -> tuple[StoredField, ...]:
