@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,13 @@ def _print_plan(found: Any, recipe: Any, as_json: bool) -> None:
         f"{found.total_bytes / 1e6:.1f} MB before compression, written at {facts['bytes_per_second'] / 1e6:.1f} MB/s"
     )
     click.echo(f"about {found.seconds:.0f} s at {found.samples_per_second:,.0f} samples/s (measured on a few batches)")
-    if plan.teacher and (epochs := recipe.train.epochs):
+    if plan.teacher:
+        from kdcache.student.rows import DEFAULT_EPOCHS
+
+        train = recipe.train
+        passes = train.steps * train.batch_size / plan.rows if train.steps else train.epochs or DEFAULT_EPOCHS
         click.echo(
-            f"a teacher inside the training loop would cost each student {epochs} times that, "
-            f"{epochs * found.seconds:.0f} s: the dump has paid for itself with the "
-            f"{'first' if epochs > 1 else 'second'} student"
+            f"a teacher inside the training loop would answer {passes:.1f} times as many images for each student, "
+            f"{passes * found.seconds:.0f} s: the dump has paid for itself after {math.ceil(1 / passes)} "
+            f"student{'s' if passes < 1 else ''}"
         )
