@@ -51,7 +51,6 @@ def run_and_print(recipe: str, out: Path, settings: tuple[str, ...], jobs: int |
 class _Watch:
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
-        self._skipped = 0
 
     def began(self, name: str) -> None:
         """Nothing to show before the stage itself says how far it is."""

@@ -5,6 +5,7 @@ Every stage goes on from where it was interrupted, returns at once if its work i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,28 +76,25 @@ def fit_baseline(
     resume: bool = True,
 ) -> Facts:
     """Fit a student's network on the labels alone: same seed and order, as many steps and looks as with the teacher."""
-    from kdcache.student import fit, planned_steps, rows_used
+    from kdcache.student import planned_steps, rows_used
     from kdcache.student.rows import evaluation_interval, steps_per_epoch
 
     rows = rows_used(stores, student.objective, student.train)
     steps = planned_steps(student.train, rows)
     every = evaluation_interval(student.train, steps, steps_per_epoch(rows, student.train.batch_size))
-    result = fit(
-        student.model,
-        student.args,
+    return _fit(
+        report,
+        student,
+        seed,
         inputs,
+        eval_store,
         out,
-        objective=HARD_LABELS,
-        train=student.train,
-        seed=seed,
+        resume,
+        "baseline",
+        HARD_LABELS,
         steps=steps,
         evaluate_every=every,
-        identity={"role": "baseline"},
-        eval_store=eval_store,
-        resume=resume,
-        progress=FitWatch(report),
     )
-    return _facts(result)
 
 
 def fit_student(
@@ -109,6 +107,22 @@ def fit_student(
     resume: bool = True,
 ) -> Facts:
     """Fit a student from the store alone."""
+    return _fit(report, student, seed, stores, eval_store, out, resume, "student", student.objective)
+
+
+def _fit(
+    report: Report,
+    student: Student,
+    seed: int,
+    stores: list[Path],
+    eval_store: Path | None,
+    out: Path,
+    resume: bool,
+    role: str,
+    objective: Sequence[ObjectiveConfig],
+    steps: int | None = None,
+    evaluate_every: int | None = None,
+) -> Facts:
     from kdcache.student import fit
 
     result = fit(
@@ -116,12 +130,14 @@ def fit_student(
         student.args,
         stores,
         out,
-        objective=student.objective,
+        objective=objective,
         train=student.train,
         seed=seed,
-        identity={"role": "student"},
+        identity={"role": role},
         eval_store=eval_store,
         resume=resume,
+        steps=steps,
+        evaluate_every=evaluate_every,
         progress=FitWatch(report),
     )
     return _facts(result)

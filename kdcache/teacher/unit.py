@@ -54,15 +54,16 @@ def fill_unit(
     Reading runs ahead in a thread. Raises TeacherError naming the samples, Interrupted when `stop` is.
     """
     columns["id"][:] = ids
-    measured = _Fidelity(plan) if unit == 0 and teacher else None
+    logits = next((field for field in plan.fields if field.name == "logits"), None)
+    measured = _Fidelity(logits) if unit == 0 and logits else None
     for first, last in _read_ahead(plan, ids, source, columns, stop):
         if teacher:
             outputs = run_batch(teacher, torch.from_numpy(columns["input"][first:last]), ids[first:last])
             for field in plan.fields:
                 if field.name in outputs:
                     encoded = _encode(field, outputs[field.name], tables[field.name], columns, first, last)
-                    if measured:
-                        measured.add(field, outputs[field.name], encoded, tables[field.name])
+                    if measured and field is logits:
+                        measured.add(outputs[field.name], encoded, tables[field.name])
         advance(last - first)
     return measured.facts() if measured else {}
 
@@ -126,31 +127,20 @@ def _encode(
 
 
 class _Fidelity:
-    """The mean over the unit's rows of KL(teacher ‖ decoded), for every field that holds logits."""
+    """The mean over the unit's rows of KL(teacher ‖ decoded) of the logits, in nats by temperature."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._sums: dict[str, dict[str, float]] = {}
-        self._rows: dict[str, int] = {}
-        self._widths = {f.name: f.width for f in plan.fields}
+    def __init__(self, field: StoredField) -> None:
+        self._field = field
+        self._sums: dict[str, float] = {}
+        self._rows = 0
 
-    def add(self, field: StoredField, values: Tensor, encoded: dict[str, Tensor], tables: dict[str, Tensor]) -> None:
-        if field.name != "logits":
-            return
+    def add(self, values: Tensor, encoded: dict[str, Tensor], tables: dict[str, Tensor]) -> None:
+        field = self._field
         decoded = CODECS[field.codec].decode(encoded, field.array, field.configuration, tables)
-        kl = fidelity(values, decoded)["kl"]
-        sums = self._sums.setdefault(field.name, dict.fromkeys(kl, 0.0))
-        for temperature, value in kl.items():
-            sums[temperature] += value * len(values)
-        self._rows[field.name] = self._rows.get(field.name, 0) + len(values)
+        for temperature, value in fidelity(values, decoded)["kl"].items():
+            self._sums[temperature] = self._sums.get(temperature, 0.0) + value * len(values)
+        self._rows += len(values)
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "fidelity": {
-                name: {
-                    "kl": {temperature: total / self._rows[name] for temperature, total in sums.items()},
-                    "bytes_per_row": self._widths[name],
-                    "rows": self._rows[name],
-                }
-                for name, sums in self._sums.items()
-            }
-        }
+        kl = {temperature: total / self._rows for temperature, total in self._sums.items()}
+        return {"fidelity": {self._field.name: {"kl": kl, "bytes_per_row": self._field.width, "rows": self._rows}}}
