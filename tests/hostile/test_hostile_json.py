@@ -162,7 +162,7 @@ def test_bytes_that_are_not_canonical_json(tmp_path: Path, data: bytes) -> None:
         with pytest.raises(KdcacheError) as caught:
             verify(tmp_path / "s")
         check(caught.value)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 20
         file.write_bytes(right)
     assert refusal(tmp_path / "s") is None
 

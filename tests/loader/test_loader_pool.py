@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from loader_stores import WIDTH, tensor, write_store
 from numpy.typing import NDArray
 
 from kdcache.errors import StorageError
-from kdcache.loader import StreamingLoader
+from kdcache.loader import StreamingLoader, pool
 from kdcache.store import StoreReader
 
 ROWS = 640
@@ -25,7 +26,7 @@ TIGHT = 9 * 16 * WIDTH
 class Stalling(StoreReader):
     """A real store on a disk that stops answering after `good` blocks, until `go` is set."""
 
-    good, seconds = 10**9, 0.0
+    good = 10**9
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -33,7 +34,6 @@ class Stalling(StoreReader):
 
     def read_block(self, block: int, column: str, out: NDArray[np.uint8]) -> None:
         self.asked += 1
-        time.sleep(self.seconds)
         if self.asked > self.good and not self.go.wait(60):
             raise AssertionError("the test left the reader waiting")
         super().read_block(block, column, out)
@@ -48,7 +48,7 @@ def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("kdcache-read")]
 
 
-def all_left(seconds: float = 5) -> bool:
+def all_left(seconds: float = 30) -> bool:
     until = time.monotonic() + seconds
     while readers() and time.monotonic() < until:
         time.sleep(0.01)
@@ -58,7 +58,7 @@ def all_left(seconds: float = 5) -> bool:
 def test_a_stalled_disk_is_an_error_within_the_deadline(path: Path) -> None:
     store = Stalling(path)
     store.good = 60
-    loader = StreamingLoader(store, 32, lanes=8, memory_budget=TIGHT, timeout=0.5)
+    loader = StreamingLoader(store, 32, lanes=8, memory_budget=TIGHT, timeout=3)
     found: list[int] = []
     taken: list[float] = [time.monotonic()]
 
@@ -67,19 +67,22 @@ def test_a_stalled_disk_is_an_error_within_the_deadline(path: Path) -> None:
             found.extend(tensor(batch, "id").tolist())
             taken.append(time.monotonic())
 
-    with pytest.raises(StorageError, match=f"{path}: block [0-9]+, .*: not read within 0.5 s"):
+    with pytest.raises(StorageError, match=f"{path}: block [0-9]+, .*: not read within 3 s"):
         drain()
-    assert time.monotonic() - taken[-1] < 3
+    assert time.monotonic() - taken[-1] < 30
     store.go.set()  # the disk is back: the same loader goes on where it stood
     drain()
     assert found == (loader.order(0)[:] * 3 + 7).tolist()
     assert all_left()
 
 
-def test_a_slow_disk_that_goes_on_is_no_error(path: Path) -> None:
+def test_a_slow_disk_that_goes_on_is_no_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Stalling(path)
-    store.seconds = 0.01  # a batch needs several seconds' worth of the deadline in all
-    assert len(list(StreamingLoader(store, ROWS, fields=["label"], timeout=0.2, threads=1))) == 1
+    # A clock that only reads move, so that no busy machine decides. A block is two columns, id and label, and takes
+    # 0.8 deadlines; the one batch takes 32.
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: 8.0 * store.asked))
+    assert len(list(StreamingLoader(store, ROWS, fields=["label"], timeout=20, threads=1))) == 1
+    assert store.asked == 80
 
 
 def test_a_readers_error_comes_out_as_itself(path: Path) -> None:
@@ -130,7 +133,7 @@ from kdcache.errors import StorageError
 from kdcache.loader import StreamingLoader
 store = Stalling(pathlib.Path({str(path)!r}))
 waiting = iter(StreamingLoader(store.path, 16, lanes=8, memory_budget=TIGHT)); next(waiting)
-reading = iter(StreamingLoader(store, 16, lanes=8, memory_budget=TIGHT, timeout=0.3)); next(reading)
+reading = iter(StreamingLoader(store, 16, lanes=8, memory_budget=TIGHT, timeout=3)); next(reading)
 store.good = 0
 try:
     list(reading)
@@ -144,4 +147,4 @@ print("end", time.time(), flush=True)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     left = time.time() - float(done.stdout.split()[1])
     assert done.returncode == (0 if ending == "pass" else 1), done.stderr
-    assert left < 5
+    assert left < 30

@@ -181,7 +181,7 @@ def test_a_resume_reads_at_most_a_block_per_lane_of_a_million() -> None:
         lanes=64,
         memory_budget=65 * 16 * 8,
         threads=2,
-        timeout=10,
+        timeout=60,
     )
     start = 9_000_000
     pool.start(order.visits(start))
