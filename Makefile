@@ -34,6 +34,7 @@ bench: setup  ## Print the benchmark tables
 	$(BIN)/python tests/benchmarks/loader.py
 	$(BIN)/python tests/benchmarks/dump.py
 	$(BIN)/python tests/benchmarks/train_overhead.py
+	$(BIN)/python tests/benchmarks/codecs.py
 
 clean:  ## Remove what the other targets made
 	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -21,6 +21,7 @@ _COMMANDS = {
     "demo": "demo:demo",
     "dump": "dump:dump",
     "eval": "train:evaluate",
+    "fidelity": "fidelity:fidelity",
     "info": "store:info",
     "recipes": "recipes:recipes",
     "run": "run:run",

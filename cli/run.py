@@ -72,6 +72,8 @@ class _Watch:
         words = []
         if facts.get("accuracy") is not None:
             words.append(f"accuracy {facts['accuracy']:.4f}")
+        if facts.get("perplexity") is not None:
+            words.append(f"perplexity {facts['perplexity']:.2f}")
         if facts.get("bytes"):
             words.append(f"{facts['rows']} rows, {facts['bytes'] / 1e6:.1f} MB")
         if facts.get("seconds"):

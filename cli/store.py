@@ -49,9 +49,15 @@ def info(store: Path, as_json: bool) -> None:
         click.echo(
             f"  {name:<22} {field['array']:<22} {safe(field['codec']):<8} {field['bytes_per_row']:>8} bytes a row"
         )
-    for name, kl in _fidelity(facts).items():
-        words = ", ".join(f"{value:.2g} at T = {safe(temperature)}" for temperature, value in kl.items())
-        click.echo(f"  {safe(name)}: KL(teacher ‖ stored) {words}, in nats")
+    for name, (kind, values) in _fidelity(facts).items():
+        words = ", ".join(f"{value:.2g} at T = {safe(temperature)}" for temperature, value in values.items())
+        said = "KL(teacher ‖ stored)" if kind == "kl" else "squared error of the estimate"
+        click.echo(f"  {safe(name)}: {said} {words}{', in nats' if kind == 'kl' else ''}")
+    for name, choice in facts["budget"].items():
+        click.echo(f"  {safe(name)}: {safe(choice['why'], 400)}")
+    for name, drift in facts["facts"].get("drift", {}).items():
+        units = ", ".join(map(str, drift["units"][:8])) + (", ..." if len(drift["units"]) > 8 else "")
+        click.echo(f"  {safe(name)}: loses up to {drift['ratio']:.1f} times more than on unit 0 in units {units}")
 
 
 def _classes(facts: dict[str, Any]) -> str:
@@ -59,14 +65,15 @@ def _classes(facts: dict[str, Any]) -> str:
     return "classes not said" if classes is None else f"{classes} classes"
 
 
-def _fidelity(facts: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """By field and temperature; whatever else a stranger may have put there is left out."""
+def _fidelity(facts: dict[str, Any]) -> dict[str, tuple[str, dict[str, float]]]:
+    """By field its kind of error and this by temperature; whatever else a stranger may have put there is left out."""
     fields = facts["facts"].get("fidelity")
     found = {}
     for name, table in fields.items() if isinstance(fields, dict) else ():
-        kl = table.get("kl") if isinstance(table, dict) else None
-        if isinstance(kl, dict) and all(isinstance(value, float) for value in kl.values()):
-            found[name] = kl
+        for kind in ("kl", "squared_error"):
+            values = table.get(kind) if isinstance(table, dict) else None
+            if isinstance(values, dict) and all(isinstance(value, float) for value in values.values()):
+                found[name] = kind, values
     return found
 
 

@@ -13,7 +13,7 @@ from kdcache.report import rows, verdict, visible
 from kdcache.report.rows import HEADINGS, filled
 from kdcache.report.wording import NOTHING, amount, count
 
-__all__ = ["print_results"]
+__all__ = ["aligned", "print_results"]
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
@@ -26,7 +26,7 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     if console.is_terminal:
         console.print(_boxed(name, head, cells))
     else:
-        for line in [name, *_aligned([head, *cells])]:
+        for line in [name, *aligned([head, *cells])]:
             console.print(Text(line), soft_wrap=True)
     for line in [*_facts(results), verdict(results)]:
         console.print(Text(line), soft_wrap=not console.is_terminal)
@@ -53,7 +53,8 @@ def _boxed(name: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> Ta
     return table
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Cells as plain lines, the first column to the left and the others to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
         "  ".join(
@@ -66,12 +67,13 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 def _facts(results: Mapping[str, Any]) -> list[str]:
     store, speed = results.get("store") or {}, results.get("throughput") or {}
+    several = len(results.get("stores") or ()) > 1
     parts = [
         (count(store.get("rows")), "{} rows"),
-        (amount(store.get("bytes_per_row")), "{} bytes a row"),
-        (amount(store.get("target_bytes_per_row")), "{} of them targets"),
+        (NOTHING if several else amount(store.get("bytes_per_row")), "{} bytes a row"),
+        (NOTHING if several else amount(store.get("target_bytes_per_row")), "{} of them targets"),
         (count(speed.get("dump_samples_per_second")), "dumped at {} samples/s"),
         (count(speed.get("train_samples_per_second")), "fitted at {} samples/s"),
     ]
     known = [form.format(value) for value, form in parts if value != NOTHING]
-    return [f"Store: {', '.join(known)}"] if known else []
+    return [f"{'Stores' if several else 'Store'}: {', '.join(known)}"] if known else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -76,7 +77,8 @@ def train(
     if as_json:
         click.echo(json.dumps({"run": str(out), "seed": seed, **facts}))
         return
-    found = f", accuracy {facts['accuracy']:.4f} on {eval_store}" if facts["accuracy"] is not None else ""
+    found = ", ".join([f"accuracy {facts['accuracy']:.4f}", *_language(facts)]) if eval_store else ""
+    found = f", {found} on {eval_store}" if found else ""
     click.echo(f"{out}: {facts['steps']} steps, {facts['samples_per_second']:,.0f} samples/s{found}")
 
 
@@ -109,7 +111,12 @@ def evaluate(run: Path, store: Path, allow_code: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"run": str(run), **facts}))
         return
-    click.echo(
-        f"{run}: accuracy {facts['accuracy']:.4f}, cross-entropy {facts['loss']:.4f} nats "
-        f"over {facts['labelled']} labelled rows of {store}"
-    )
+    what = "scored tokens" if "perplexity" in facts else "labelled rows"
+    words = [f"accuracy {facts['accuracy']:.4f}", *_language(facts), f"cross-entropy {facts['loss']:.4f} nats"]
+    click.echo(f"{run}: {', '.join(words)} over {facts['labelled']} {what} of {store}")
+
+
+def _language(facts: dict[str, Any]) -> list[str]:
+    """What is measured of language models alone."""
+    words = [f"perplexity {facts['perplexity']:.2f}"] if "perplexity" in facts else []
+    return words + ([f"agreement with the teacher {facts['agreement']:.4f}"] if "agreement" in facts else [])

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "BudgetConfig",
     "EarlyStopping",
     "FieldConfig",
     "InputConfig",
@@ -19,12 +20,14 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TrainConfig",
+    "VariantConfig",
 ]
 
 Positive = Annotated[int, Field(gt=0, lt=2**40)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "fp16", "bf16"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 def _as_json(args: dict[str, Any]) -> dict[str, Any]:
@@ -50,20 +53,34 @@ class SourceConfig(Table):
 
     dataset: str | None = None
     split: str = "train"
-    kind: Literal["idx", "cifar", "arrays", "digits", "folder", "python"] | None = None
+    kind: Literal["idx", "cifar", "arrays", "digits", "folder", "python", "text"] | None = None
     images: Path | None = Field(None, description="idx: the images file; arrays: the inputs .npy")
     labels: Path | None = Field(None, description="idx: the labels file; arrays: the labels .npy")
-    files: tuple[Path, ...] = Field((), description="cifar: the record files, in order")
+    files: tuple[Path, ...] = Field(
+        (), description="cifar: the record files, in order; text: UTF-8 text, .jsonl, or .npy token ids"
+    )
     label: Literal["fine", "coarse"] = Field("fine", description="cifar: which of CIFAR-100's two labels")
     path: Path | None = Field(None, description="folder: one subfolder a class; arrays: an .npz")
     size: Positive | None = Field(None, description="folder: side in pixels to which images are resized and cropped")
     input_key: str = Field("x", description="arrays: the .npz member that holds the inputs")
     label_key: str = Field("y", description="arrays: the .npz member that holds the labels")
     classes: Annotated[int, Field(gt=0, lt=2**31)] | None = Field(
-        None, description="idx, arrays: how many there are (default: largest label + 1)"
+        None, description="idx, arrays, text of token ids: how many there are (default: the largest + 1)"
     )
     factory: str | None = Field(None, description="python: package.module:factory")
     args: Arguments = Field(default_factory=dict, description="python: keyword arguments of the factory")
+    tokenizer: Literal["bytes"] | Path | None = Field(
+        None, description="text: a tokenizer.json, the folder that holds one, or bytes (UTF-8 and an end token)"
+    )
+    vocabulary: Positive | None = Field(None, description="text: size of a byte-level BPE that is trained on the files")
+    tokenizer_files: tuple[Path, ...] = Field((), description="text: what it is trained on instead")
+    length: Positive = Field(128, description="text: tokens a packed row")
+    document: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="text: file (the default), line, paragraph, or what stands between two documents"
+    )
+    masked: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="text: for masked language models, the share of tokens that is hidden by `seed` (BERT: 0.15)"
+    )
     rows: Positive | None = Field(None, description="keep so many rows, drawn by `seed`")
     labelled: Positive | None = Field(None, description="hide all labels but so many, drawn by `seed` (label -1)")
     seed: Seed = 0
@@ -156,6 +173,9 @@ class TeacherConfig(Table):
     batch_size: Positive = 256
     precision: Precision = "fp32"
     fit: TrainConfig | None = None
+    vocabulary: Literal["first"] | Path | None = Field(
+        None, description="a larger one than the source's: first (the source's tokens are its first), or a map's file"
+    )
     taps: dict[str, str] = Field(default_factory=dict, description="field = module path")
     pool: Literal["avg", "none"] = Field("none", description="avg: mean over the spatial axes of every tap")
 
@@ -169,17 +189,55 @@ class TeacherConfig(Table):
         return self
 
 
+class BudgetConfig(Table):
+    """What a stored field may cost; the smallest codec that meets it is chosen by measuring on the teacher itself."""
+
+    max_kl: Annotated[float, Field(gt=0)] | None = Field(None, description="nats a row, KL(teacher ‖ decoded)")
+    at_temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0, 2.0, 4.0), min_length=1, description="where max_kl holds, and where codecs are compared"
+    )
+    max_bytes: Positive | None = Field(None, description="bytes a row, before compression")
+
+    @model_validator(mode="after")
+    def _some_bound(self) -> BudgetConfig:
+        if self.max_kl is None and self.max_bytes is None:
+            raise ValueError("give max_kl, max_bytes or both")
+        return self
+
+
 class FieldConfig(Table):
     """How one field is stored. Which of the keys a codec takes, and their bounds, is the codec's to say."""
 
-    codec: Literal["dense", "topk", "lowrank"] = "dense"
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    k: Positive | None = None
-    bytes: Positive | None = None
+    codec: Literal["dense", "quant", "lowrank", "topk", "sampled", "threshold"] | None = Field(
+        None, description="default dense, in float16 for logits; with a budget it is chosen"
+    )
+    budget: BudgetConfig | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "uint8"] | None = None
+    k: Positive | None = Field(None, description="topk, threshold: classes kept a row")
+    mass: Fraction | None = Field(None, description="topk: keep as many as reach this probability, at most k")
+    anchor: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="topk: a second temperature at which the tail's mass is exact"
+    )
+    bytes: Positive | None = Field(None, description="lowrank: of a row")
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="lowrank: those that basis and rounding are chosen for"
+    )
+    bits: Literal[4, 8] | None = Field(None, description="quant")
+    per: Literal["row", "channel"] | None = Field(None, description="quant: what shares one scale")
+    draws: Positive | None = Field(None, description="sampled: draws a row")
+    temperature: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="sampled, threshold: the one that the estimate is for"
+    )
+    seed: Seed | None = Field(None, description="sampled, threshold: of the draws")
+    pool: Positive | None = Field(None, description="feature maps: average-pooled to this side before they are stored")
+    project: Positive | None = Field(None, description="feature maps: channels after a fixed projection")
+    projection: Literal["random", "pca"] | None = Field(None, description="feature maps: of which kind")
+    attention: bool = Field(False, description="feature maps: only the mean over channels of the squares")
 
     def configuration(self) -> dict[str, Any]:
-        """The keys that were given, without the codec's name."""
-        return self.model_dump(exclude={"codec"}, exclude_none=True)
+        """The keys that were given and that a codec reads."""
+        others = {"codec", "budget", "pool", "project", "projection", "attention"}
+        return self.model_dump(exclude=others, exclude_none=True)
 
 
 class ObjectiveConfig(Table):
@@ -190,6 +248,8 @@ class ObjectiveConfig(Table):
     temperature: Annotated[float, Field(gt=0)] | None = None
     field: str | None = Field(None, description="the teacher's field; default `logits`, or the label for `ce`")
     tap: str | None = Field(None, description="the student's module path, for losses on features")
+    alpha: Annotated[float, Field(ge=0)] | None = Field(None, description="dkd: weight of the target class (default 1)")
+    beta: Annotated[float, Field(ge=0)] | None = Field(None, description="dkd: other classes (8); jsd: teacher (0.5)")
 
 
 class StudentConfig(Table):
@@ -197,8 +257,15 @@ class StudentConfig(Table):
 
     model: str | None = None
     args: Arguments | None = None
+    store: str | None = Field(None, description="one of [stores]; needed where there are any")
     objective: tuple[ObjectiveConfig, ...] | None = None
     train: dict[str, Any] = Field(default_factory=dict, description="keys of [train] that differ for this student")
+
+
+class VariantConfig(Table):
+    """One of several stores of the same teacher and rows, for comparing codecs; `fields` replace those of [fields]."""
+
+    fields: dict[str, FieldConfig] = Field(min_length=1)
 
 
 class Recipe(Table):
@@ -210,10 +277,9 @@ class Recipe(Table):
     store: StoreConfig = StoreConfig()
     teacher: TeacherConfig | None = None
     fields: dict[str, FieldConfig] = Field(default_factory=dict)
+    stores: dict[Name, VariantConfig] = Field(default_factory=dict, description="several stores of the one teacher")
     student: StudentConfig | None = None
-    students: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")], StudentConfig] = Field(
-        default_factory=dict
-    )
+    students: dict[Name, StudentConfig] = Field(default_factory=dict)
     objective: tuple[ObjectiveConfig, ...] = ()
     grid: dict[str, list[Any]] = Field(default_factory=dict)
     train: TrainConfig = TrainConfig()
@@ -221,11 +287,13 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _fields_exist(self) -> Recipe:
         known = {"logits", *(self.teacher.taps if self.teacher else ())}
-        for name in self.fields:
-            if name not in known:
-                raise ValueError(f"fields.{name}: the teacher gives {sorted(known)}; a feature map needs a tap")
-        if self.teacher is None and self.fields:
-            raise ValueError("[fields] is given but there is no [teacher] to fill them")
+        tables = {"fields": self.fields, **{f"stores.{name}.fields": one.fields for name, one in self.stores.items()}}
+        for table, fields in tables.items():
+            for name in fields:
+                if name not in known:
+                    raise ValueError(f"{table}.{name}: the teacher gives {sorted(known)}; a feature map needs a tap")
+            if self.teacher is None and fields:
+                raise ValueError(f"[{table}] is given but there is no [teacher] to fill them")
         if self.grid and len(self.students) > 1:
             raise ValueError("[grid] multiplies one student, and several are named in [students]")
         return self

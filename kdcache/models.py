@@ -23,16 +23,22 @@ from kdcache.arrays import DTYPES, Array
 from kdcache.errors import CheckpointError, DataError, MissingExtra, TrustError, UsageError
 from kdcache.files import replace_bytes
 from kdcache.fingerprint import canonical, file_digest
+from kdcache.zoo.language import vocabulary_of
 from kdcache.zoo.reference import build_model
+from kdcache.zoo.sequence import LanguageModel, is_language_model, is_tokens
 
 __all__ = [
     "InputSpec",
+    "LanguageModel",
     "WeightsInfo",
     "apply_weights",
     "build_model",
+    "is_language_model",
+    "is_tokens",
     "load_model",
     "load_weights",
     "save_weights",
+    "vocabulary_of",
     "weights_digest",
 ]
 

@@ -19,7 +19,7 @@ from kdcache.near_misses import near_misses
 
 T = TypeVar("T", bound=BaseModel)
 
-__all__ = ["Student", "data_root", "load_recipe", "resolve_students"]
+__all__ = ["Student", "data_root", "load_recipe", "resolve_students", "store_recipes"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Student:
     args: dict[str, Any]
     objective: tuple[ObjectiveConfig, ...]
     train: TrainConfig
+    store: str | None = None
 
 
 def data_root() -> Path:
@@ -61,6 +62,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _located(recipe, path.absolute().parent)
 
 
+def store_recipes(recipe: Recipe) -> dict[str | None, Recipe]:
+    """For each of [stores] the recipe that dumps it, by name; without any, the recipe itself by None."""
+    plain = recipe.model_copy(update={"stores": {}})
+    if not recipe.stores:
+        return {None: plain}
+    return {
+        name: plain.model_copy(update={"fields": {**recipe.fields, **one.fields}})
+        for name, one in recipe.stores.items()
+    }
+
+
 def resolve_students(recipe: Recipe) -> dict[str, Student]:
     """Every student that the recipe names, by name, `[grid]` multiplied out."""
     named = recipe.students or ({"student": recipe.student} if recipe.student else {})
@@ -82,10 +94,18 @@ def resolve_students(recipe: Recipe) -> dict[str, Student]:
             if "steps" in changes or "epochs" in changes:  # one length replaces another
                 train = {key: value for key, value in train.items() if key not in ("steps", "epochs")}
             train = train | changes
-        students[name] = Student(
-            name, model, args or {}, objective, _check(TrainConfig, train, f"students.{name}.train")
-        )
+        checked = _check(TrainConfig, train, f"students.{name}.train")
+        students[name] = Student(name, model, args or {}, objective, checked, _store(recipe, name, config))
     return _multiply(students, recipe.grid) if recipe.grid else students
+
+
+def _store(recipe: Recipe, name: str, config: StudentConfig) -> str | None:
+    """Which of the recipe's stores a student learns from; None where the recipe has just one, without a name."""
+    chosen = config.store or (recipe.student.store if recipe.student else None)
+    if chosen not in (recipe.stores or {None}):
+        known = near_misses(chosen or "", recipe.stores) if recipe.stores else "the recipe has no [stores]"
+        raise UsageError(f"student {name!r}: store = {chosen!r} is none of the recipe's; {known}")
+    return chosen
 
 
 def _multiply(students: dict[str, Student], grid: Mapping[str, list[Any]]) -> dict[str, Student]:
@@ -120,7 +140,8 @@ def _multiply(students: dict[str, Student], grid: Mapping[str, list[Any]]) -> di
         )
         train = _check(TrainConfig, settings["train"], f"grid cell {name}")
         network = _check(StudentConfig, {"model": model, "args": settings["args"]}, f"grid cell {name}")
-        cells[name] = Student(name, network.model or student.model, network.args or {}, objective, train)
+        model_args = network.model or student.model, network.args or {}
+        cells[name] = Student(name, *model_args, objective, train, student.store)
     return cells
 
 
@@ -256,12 +277,15 @@ def _located(recipe: Recipe, folder: Path) -> Recipe:
                 "labels": path(config.labels),
                 "path": path(config.path),
                 "files": tuple(path(file) for file in config.files),
+                "tokenizer": config.tokenizer if config.tokenizer == "bytes" else path(config.tokenizer),
+                "tokenizer_files": tuple(path(file) for file in config.tokenizer_files),
             }
         )
 
     changes: dict[str, Any] = {"source": source(recipe.source)}
     if recipe.eval_source:
         changes["eval_source"] = source(recipe.eval_source)
-    if recipe.teacher and recipe.teacher.weights:
-        changes["teacher"] = recipe.teacher.model_copy(update={"weights": path(recipe.teacher.weights)})
+    if teacher := recipe.teacher:
+        vocabulary = teacher.vocabulary if teacher.vocabulary == "first" else path(teacher.vocabulary)
+        changes["teacher"] = teacher.model_copy(update={"weights": path(teacher.weights), "vocabulary": vocabulary})
     return recipe.model_copy(update=changes)

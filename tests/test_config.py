@@ -26,7 +26,7 @@ MLP = {"model": "zoo:mlp"}
 
 # (table, what else it needs, key, values it takes, values it refuses)
 KEYS: list[tuple[type[Table], dict[str, Any], str, list[Any], list[Any]]] = [
-    (SourceConfig, {}, "kind", ["idx", "cifar", "arrays", "digits", "folder", "python"], ["IDX", "parquet", 1, ""]),
+    (SourceConfig, {}, "kind", ["idx", "cifar", "arrays", "digits", "folder", "python", "text"], ["IDX", 1, ""]),
     (SourceConfig, {}, "dataset", ["fashion-mnist"], [3, []]),
     (SourceConfig, DIGITS, "split", ["train", "test"], [1]),
     (SourceConfig, DIGITS, "images", ["a.gz"], [5, [1]]),
@@ -40,6 +40,12 @@ KEYS: list[tuple[type[Table], dict[str, Any], str, list[Any], list[Any]]] = [
     (SourceConfig, DIGITS, "classes", [1, 1000], [0, -1, 2.5, 2**31]),
     (SourceConfig, DIGITS, "factory", ["a:b"], [1]),
     (SourceConfig, DIGITS, "args", [{"a": [1, {"b": "c"}]}], [[], {"a": float("nan")}, {"a": object()}]),
+    (SourceConfig, DIGITS, "tokenizer", ["bytes", "tokenizer.json"], [1, []]),
+    (SourceConfig, DIGITS, "vocabulary", [257, 128_256], [0, -1, "big"]),
+    (SourceConfig, DIGITS, "tokenizer_files", [[], ["a.txt"]], ["a.txt", [1]]),
+    (SourceConfig, DIGITS, "length", [2, 4096], [0, 1.5]),
+    (SourceConfig, DIGITS, "document", ["file", "line", "paragraph", "<|end|>"], ["", 3]),
+    (SourceConfig, DIGITS, "masked", [0.15], [0, 1, -0.1]),
     (SourceConfig, DIGITS, "rows", [1, 10**9], [0, -5, "many", 2**60]),
     (SourceConfig, DIGITS, "labelled", [1], [0, -5, 0.5]),
     (SourceConfig, DIGITS, "seed", [0, 2**63 - 1], [-1, 2**63, "a"]),
@@ -83,6 +89,7 @@ KEYS: list[tuple[type[Table], dict[str, Any], str, list[Any], list[Any]]] = [
     (TeacherConfig, MLP, "batch_size", [1], [0]),
     (TeacherConfig, MLP, "precision", ["fp32", "fp16", "bf16"], ["int8"]),
     (TeacherConfig, MLP, "fit", [{}, {"epochs": 3}], [{"epoch": 3}, {"epochs": 1, "steps": 1}]),
+    (TeacherConfig, MLP, "vocabulary", ["first", "map.json"], [1, [0, 1]]),
     (TeacherConfig, MLP, "taps", [{"features.a": "layers.0"}], [{"logits": "head"}, {"input": "x"}, {"a": 1}]),
     (TeacherConfig, MLP, "pool", ["avg", "none"], ["max"]),
     (FieldConfig, {}, "codec", ["dense", "topk", "lowrank"], ["quant", None]),

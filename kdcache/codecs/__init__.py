@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from kdcache.codecs import dense, lowrank, topk
+from kdcache.codecs import dense, lowrank, quant, sampled, threshold, topk
 from kdcache.codecs.codec import Codec
 from kdcache.codecs.fidelity import fidelity
-from kdcache.codecs.targets import SparseLogits
+from kdcache.codecs.targets import QuantisedLogits, SampledLogits, SparseLogits, Targets, flat
 
-__all__ = ["CODECS", "Codec", "SparseLogits", "fidelity"]
+__all__ = ["CODECS", "Codec", "QuantisedLogits", "SampledLogits", "SparseLogits", "Targets", "fidelity", "flat"]
 
-CODECS: dict[str, Codec] = {"dense": dense, "lowrank": lowrank, "topk": topk}
+CODECS: dict[str, Codec] = {
+    "dense": dense,
+    "lowrank": lowrank,
+    "quant": quant,
+    "sampled": sampled,
+    "threshold": threshold,
+    "topk": topk,
+}

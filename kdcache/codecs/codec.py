@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcache.arrays import Array
-from kdcache.codecs.targets import SparseLogits
+from kdcache.codecs.targets import Targets
 from kdcache.errors import StoreDamaged, UsageError
 from kdcache.near_misses import near_misses
 
@@ -32,9 +32,18 @@ class Codec(Protocol):
         """Tables from a pilot float32 [P, C], the first rows of the plan; {} unless NEEDS_PILOT. Deterministic."""
 
     def encode(
-        self, values: Tensor, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
+        self,
+        values: Tensor,
+        configuration: Mapping[str, Any],
+        tables: Mapping[str, Tensor],
+        keys: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Columns of finite `values` [B, *shape], on their device; each row depends on nothing but itself."""
+        """Columns of finite `values` [B, *shape], on their device; each row depends on nothing but itself and its key.
+
+        Codecs for logits work on the last axis, with any axes before it: the caller may hand over [n, C] of the
+        positions of a sequence, chunk by chunk. `keys` int64, of the shape of `values` without its last axis, are what
+        a codec that draws at random keys its draws with; the same for a row whenever it is encoded.
+        """
 
     def check(
         self, stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
@@ -47,7 +56,7 @@ class Codec(Protocol):
 
     def decode(
         self, stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
-    ) -> Tensor | SparseLogits:
+    ) -> Targets:
         """Targets on the columns' device; a dense tensor has the dtype and shape of `array`."""
 
 

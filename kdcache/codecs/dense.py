@@ -38,7 +38,9 @@ def fit(pilot: Tensor, configuration: Mapping[str, Any]) -> dict[str, np.ndarray
     return {}
 
 
-def encode(values: Tensor, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def encode(
+    values: Tensor, configuration: Mapping[str, Any], tables: Mapping[str, Tensor], keys: Tensor | None = None
+) -> dict[str, Tensor]:
     """Round to nearest even. UsageError if a finite value becomes infinite in the narrower type."""
     name = configuration["dtype"]
     dtype = torch_dtype(name)

@@ -1,8 +1,13 @@
-"""The k largest logits of a row, and a sketch of the others that gives the tail's mass at any temperature >= 1."""
+"""The k largest logits of a row, and a sketch of the others that gives the tail's mass at any temperature >= 1.
+
+With `mass` it keeps as many as reach that probability, at most k (nucleus or top-p truncation: Holtzman et al. 2020,
+section 3.1); slots left over are padding. See `sparse_logits` for the sketch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,80 +15,165 @@ import torch
 from torch import Tensor
 
 from kdcache.arrays import Array
+from kdcache.codecs.bits import pack, packed_bytes, unpack
 from kdcache.codecs.codec import check_columns, known_keys, torch_dtype
-from kdcache.codecs.targets import SparseLogits
+from kdcache.codecs.gaps import from_gaps, to_gaps
+from kdcache.codecs.largest import largest
+from kdcache.codecs.sketch import sketch
+from kdcache.codecs.sparse_logits import SparseLogits
 from kdcache.errors import StoreDamaged, UsageError
 
-__all__ = ["NEEDS_PILOT", "check", "columns", "configure", "decode", "encode", "fit"]
+__all__ = ["EARLY", "NEEDS_PILOT", "check", "columns", "configure", "decode", "encode", "fit"]
 
 NEEDS_PILOT = False
+# What the keys that the configurations of early stores lack would say.
+EARLY: Mapping[str, Any] = {"index_bits": None, "temperatures": None}
+EXACT_AT = (2.0, 4.0)
+WHOLE = (8, 16, 32)  # bits of an index that are a dtype of their own
+MOST_TEMPERATURES = 5
+IN_CACHE = 1 << 18  # float32 values
 
 
 def configure(configuration: Mapping[str, Any], array: Array) -> dict[str, Any]:
-    """{"k": 1 to C, "dtype": of values and tail, "float16" (the default) or "float32"}."""
-    known_keys("topk", configuration, ("k", "dtype"))
-    if len(array.shape) != 1:
-        raise UsageError(f"topk is for logits, one vector a row, and this field is {array}; use the dense codec")
-    classes = array.shape[0]
+    """What is stored, from what is asked for:
+
+    k             1 to C
+    dtype         of the kept log-probabilities: "float16" (the default), "float32", or "uint8" (see `gaps`)
+    mass          above 0, below 1: of the k, keep as many as reach this probability. k below C
+    temperatures  where the tail's mass is exact, besides 1 and infinity; default 2 and 4; at most four above 1
+    anchor        one more of these
+    index_bits    those of a class, filled in: 8, 16, or the fewest that hold C - 1 where that makes rows smaller. None
+                  (with temperatures None) is an early store's: no packing, and other numbers for the tail
+    """
+    known_keys("topk", configuration, ("k", "dtype", "mass", "temperatures", "anchor", "index_bits"))
+    if len(array.shape) not in (1, 2):
+        raise UsageError(
+            f"topk is for logits, one vector a row or position, and this field is {array}; use the dense codec"
+        )
+    classes = array.shape[-1]
     k = configuration.get("k")
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise UsageError(f"topk: k = {k!r}; give the number of classes to keep, 1 to {classes}")
     if k > classes:
         raise UsageError(f"topk: k = {k} is more than the {classes} classes of the teacher; set k to at most {classes}")
     dtype = configuration.get("dtype", "float16")
-    if dtype not in ("float16", "float32"):
-        raise UsageError(f"topk: dtype = {dtype!r}; take float16 or float32")
-    return {"k": k, "dtype": dtype}
+    if dtype not in ("float16", "float32", "uint8"):
+        raise UsageError(f"topk: dtype = {dtype!r}; take float16, float32 or uint8")
+    if all(key in configuration and configuration[key] is None for key in EARLY):
+        if dtype == "uint8" or "mass" in configuration or "anchor" in configuration:
+            raise UsageError("topk: dtype uint8, mass and anchor need temperatures and index_bits; leave these out")
+        return {"k": k, "dtype": dtype, **EARLY}
+    found = {"k": k, "dtype": dtype, "index_bits": _index_bits(classes, k)}
+    if configuration.get("index_bits", found["index_bits"]) != found["index_bits"]:
+        raise UsageError(
+            f"topk: index_bits = {configuration['index_bits']!r}; {k} of {classes} classes take {found['index_bits']}; "
+            "leave it out"
+        )
+    found["temperatures"] = _temperatures(configuration)
+    if "mass" in configuration:
+        mass = configuration["mass"]
+        if not isinstance(mass, float) or not 0 < mass < 1:
+            raise UsageError(f"topk: mass = {mass!r}; give a probability above 0 and below 1")
+        if k == classes:
+            raise UsageError(f"topk: k = {k} keeps every class, so that mass has no say; set k to at most {k - 1}")
+        found["mass"] = mass
+    return found
+
+
+def _temperatures(configuration: Mapping[str, Any]) -> list[float]:
+    """1 and those that were asked for, ascending."""
+    wanted = configuration.get("temperatures", EXACT_AT)
+    anchor = configuration.get("anchor", 1.0)
+    if not _finite(anchor) or (anchor <= 1 and "anchor" in configuration):
+        raise UsageError(f"topk: anchor = {anchor!r}; give a temperature above 1")
+    if not isinstance(wanted, Sequence) or isinstance(wanted, str) or not all(_finite(t) and t >= 1 for t in wanted):
+        raise UsageError(f"topk: temperatures = {wanted!r}; give a list of numbers of at least 1")
+    found = sorted({1.0, float(anchor), *map(float, wanted)})
+    if len(found) > MOST_TEMPERATURES:
+        raise UsageError(
+            f"topk: the tail would be exact at {found}; {MOST_TEMPERATURES} temperatures with 1 are the most"
+        )
+    return found
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _index_bits(classes: int, k: int) -> int:
+    least = max(1, (classes - 1).bit_length())
+    plain = next(bits for bits in WHOLE if least <= bits)
+    return least if packed_bytes(k, least) < packed_bytes(k, plain) else plain
 
 
 def columns(array: Array, configuration: Mapping[str, Any]) -> dict[str, Array]:
-    """Class indices in the narrowest unsigned type, log-probabilities, and the tail's three numbers unless k = C."""
-    k, dtype, classes = configuration["k"], configuration["dtype"], array.shape[0]
-    found = {"indices": Array(index_dtype(classes), (k,)), "values": Array(dtype, (k,))}
-    return found if k == classes else {**found, "tail": Array(dtype, (3,))}
+    """indices, values, the `scale` of values in uint8, and the tail's numbers unless k = C."""
+    *lead, classes = array.shape
+    k, dtype, temperatures = configuration["k"], configuration["dtype"], configuration.get("temperatures")
+    bits = _bits(configuration, classes)
+    indices = Array("uint8", (*lead, packed_bytes(k, bits))) if bits not in WHOLE else Array(f"uint{bits}", (*lead, k))
+    found = {"indices": indices, "values": Array(dtype, (*lead, k))}
+    if dtype == "uint8":
+        found["scale"] = Array("float16", (*lead, 2))
+    if k < classes:
+        found["tail"] = Array(_floats(dtype), (*lead, 3 if temperatures is None else len(temperatures)))
+    return found
 
 
-def index_dtype(classes: int) -> str:
-    return "uint8" if classes <= 1 << 8 else "uint16" if classes <= 1 << 16 else "uint32"
+def _bits(configuration: Mapping[str, Any], classes: int) -> int:
+    """Of a stored class; early stores do not say so."""
+    stated: int | None = configuration.get("index_bits")
+    return stated or next(bits for bits in WHOLE if classes <= 1 << bits)
+
+
+def _floats(dtype: str) -> str:
+    """The dtype of the numbers that are not quantised."""
+    return "float16" if dtype == "uint8" else dtype
 
 
 def fit(pilot: Tensor, configuration: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     return {}
 
 
-def encode(values: Tensor, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Log-probabilities at T = 1 of the k largest of [B, C] logits, descending; equal logits by ascending class.
+def encode(
+    values: Tensor, configuration: Mapping[str, Any], tables: Mapping[str, Tensor], keys: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Log-probabilities at T = 1 of the k largest of [..., C] logits, descending; equal logits by ascending class.
 
-    tail = mean, variance and log-sum-exp of the other C - k log-probabilities. What is too large for `dtype` is
-    held at its largest finite value: at -65504 in float16 a class has no mass at any temperature of use.
+    What is too large for `dtype` is held at its largest finite value: at -65504 in float16 a class has no mass at any
+    temperature of use.
     """
-    k = configuration["k"]
-    classes = values.shape[1]
-    log_p = torch.log_softmax(values.float(), dim=1)
-    kept = largest(values.float(), k)
-    found = {"indices": kept.to(torch_dtype(index_dtype(classes))), "values": log_p.gather(1, kept)}
-    if k < classes:
-        mean = log_p.scatter(1, kept, 0.0).sum(1, keepdim=True) / (classes - k)
-        variance = (log_p - mean).scatter(1, kept, 0.0).square().sum(1, keepdim=True) / (classes - k)
-        mass = log_p.scatter(1, kept, -torch.inf).logsumexp(1, keepdim=True)
-        found["tail"] = torch.cat([mean, variance, mass], dim=1)
-    dtype = torch_dtype(configuration["dtype"])
-    most = torch.finfo(dtype).max
-    return {
-        name: column if name == "indices" else column.clamp(-most, most).to(dtype) for name, column in found.items()
-    }
+    *lead, classes = values.shape
+    k, dtype, bits = configuration["k"], configuration["dtype"], _bits(configuration, classes)
+    rows = values.float().reshape(math.prod(lead), classes)
+    # Few rows at a time on a CPU: temporaries that stay in its caches, and memory that need not be mapped anew.
+    step = max(1, IN_CACHE // classes) if rows.device.type == "cpu" else max(1, len(rows))
+    few = [rows[first : first + step] for first in range(0, max(1, len(rows)), step)]
+    chosen = [largest(part, k) for part in few]
+    parts = [sketch(*pair, configuration.get("temperatures")) for pair in zip(few, chosen, strict=True)]
+    indices, log_p = torch.cat(chosen), torch.cat([part for part, _ in parts])
+    tail = None if k == classes else torch.cat([part for _, part in parts if part is not None])
+    padding = torch.zeros_like(indices, dtype=torch.bool)
+    if "mass" in configuration:
+        assert tail is not None
+        before = log_p.exp().cumsum(1)[:, :-1]  # what the slots before the second, the third, ... have reached
+        padding[:, 1:] = before >= configuration["mass"]
+        dropped = [(log_p / t).masked_fill(~padding, -torch.inf).logsumexp(1) for t in configuration["temperatures"]]
+        tail = torch.logaddexp(tail, torch.stack(dropped, 1))
+        indices = torch.where(padding, indices[:, :1], indices)
+    found = {"indices": indices.to(torch_dtype(f"uint{bits}")) if bits in WHOLE else pack(indices, bits)}
+    if dtype == "uint8":
+        found["values"], found["scale"] = to_gaps(log_p, ~padding)
+    else:
+        found["values"] = _held(log_p, dtype).masked_fill(padding, torch.finfo(torch_dtype(dtype)).min)
+    if tail is not None:
+        found["tail"] = _held(tail, _floats(dtype))
+    return {name: column.reshape(*lead, column.shape[1]) for name, column in found.items()}
 
 
-def largest(values: Tensor, k: int) -> Tensor:
-    """Classes int64 [B, k] of the k largest of float32 [B, C], descending, ties by ascending class.
-
-    torch.topk promises no order among equals, so it is given keys without equals: the float's bits as an integer of
-    the same order above, the class counted from the end below.
-    """
-    bits = (values + 0.0).view(torch.int32)  # + 0.0 makes the two zeros one
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    from_end = torch.arange(values.shape[1] - 1, -1, -1, device=values.device)
-    return (ordered.long() << 32 | from_end).topk(k, dim=1).indices
+def _held(values: Tensor, dtype: str) -> Tensor:
+    most = torch.finfo(torch_dtype(dtype)).max
+    return values.clamp(-most, most).to(torch_dtype(dtype))
 
 
 def check(
@@ -91,23 +181,60 @@ def check(
 ) -> None:
     """Above all that every index is a class: a gather on an accelerator would not say so."""
     check_columns(stored, columns(array, configuration))
-    classes = array.shape[0]
-    indices = stored["indices"]
-    if indices.numel() and classes - 1 < torch.iinfo(indices.dtype).max:
-        highest = int(indices.long().max())
+    _check_values(stored, _indices(stored, array, configuration), array, configuration)
+
+
+def _check_values(
+    stored: Mapping[str, Tensor], indices: Tensor, array: Array, configuration: Mapping[str, Any]
+) -> None:
+    classes = array.shape[-1]
+    if indices.numel() and classes < 1 << _bits(configuration, classes):
+        highest = int(indices.max())
         if highest >= classes:
             raise StoreDamaged(f"column 'indices' holds class {highest} of {classes}; run `kdcache verify`")
-    for name in stored.keys() - {"indices"}:
-        if not stored[name].isfinite().all():
+    for name, column in stored.items():
+        if column.is_floating_point() and not column.isfinite().all():
             raise StoreDamaged(f"column {name!r} holds NaN or infinity; run `kdcache verify`")
+    if "mass" in configuration:
+        lowest = 0 if configuration["dtype"] == "uint8" else torch.finfo(stored["values"].dtype).min
+        padding, values = _padding(indices), stored["values"]
+        if (values.masked_select(padding) != lowest).any():
+            raise StoreDamaged(
+                "column 'values' holds a value in a slot that 'indices' leaves empty; run `kdcache verify`"
+            )
+        if lowest and (values[..., 0] == lowest).any():
+            raise StoreDamaged("column 'values' holds a row that keeps no class; run `kdcache verify`")
+
+
+def _indices(stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any]) -> Tensor:
+    bits = _bits(configuration, array.shape[-1])
+    return stored["indices"].long() if bits in WHOLE else unpack(stored["indices"], bits, configuration["k"])
+
+
+def _padding(indices: Tensor) -> Tensor:
+    """Slots that repeat the class of slot 0."""
+    padding = indices == indices[..., :1]
+    padding[..., 0] = False
+    return padding
 
 
 def decode(
     stored: Mapping[str, Tensor], array: Array, configuration: Mapping[str, Any], tables: Mapping[str, Tensor]
 ) -> SparseLogits:
     if stored["indices"].device.type == "cpu":
-        check(stored, array, configuration, tables)
-    tail = stored.get("tail")
+        check_columns(stored, columns(array, configuration))
+    indices = _indices(stored, array, configuration)
+    if indices.device.type == "cpu":
+        _check_values(stored, indices, array, configuration)
+    quantised, tail = configuration["dtype"] == "uint8", stored.get("tail")
+    log_p = from_gaps(stored["values"], stored["scale"]) if quantised else stored["values"].float()
+    if "mass" in configuration:
+        log_p = log_p.masked_fill(_padding(indices), -torch.inf)
+    temperatures = configuration.get("temperatures")
     return SparseLogits(
-        stored["indices"].long(), stored["values"].float(), None if tail is None else tail.float(), array.shape[0]
+        indices,
+        log_p,
+        None if tail is None else tail.float(),
+        array.shape[-1],
+        None if temperatures is None else tuple(temperatures),
     )

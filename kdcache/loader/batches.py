@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcache.codecs import SparseLogits
+from kdcache.codecs import Targets
 from kdcache.loader.fields import Decoder
 from kdcache.loader.order import Int64s, Order
 from kdcache.loader.pool import BlockPool
 
 __all__ = ["Batch", "batches"]
 
-Batch = dict[str, Tensor | SparseLogits]
+Batch = dict[str, Targets]
 
 _WINDOW_ROWS = 1 << 14  # rows of a rank whose places are worked out at once
 _GATHER_BYTES = 1 << 22  # what one gather takes at most, unless a batch is larger: narrow fields, several batches

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kdcache.codecs import CODECS, Codec, SparseLogits
+from kdcache.codecs import CODECS, Codec, QuantisedLogits, Targets
 from kdcache.errors import StoreDamaged, StoreMismatch, UsageError
 from kdcache.loader.pool import Column
 from kdcache.near_misses import near_misses
@@ -15,11 +15,11 @@ from kdcache.store import StoredField, StoreReader
 
 __all__ = ["Decoder", "named_fields", "zip_fields"]
 
-_SHARED = ("id", "label", "input")  # the same in aligned stores, so any one will do
+_SHARED = ("id", "label", "input", "segment")  # the same in aligned stores, so any one will do
 
 
 class Decoder:
-    """One field: its columns, and how their bytes become a tensor [B, *shape] or SparseLogits on `device`."""
+    """One field: its columns, and how their bytes become targets [B, *shape] on `device`."""
 
     def __init__(self, reader: StoreReader, field: StoredField, device: torch.device) -> None:
         if field.codec not in CODECS:
@@ -35,7 +35,7 @@ class Decoder:
         self.columns = [Column(reader, field.column(suffix), a.width) for suffix, a in field.columns.items()]
         self.width = field.width
 
-    def __call__(self, gathered: Sequence[Tensor]) -> Tensor | SparseLogits:
+    def __call__(self, gathered: Sequence[Tensor]) -> Targets:
         """From the uint8 [B, width] of each of `columns`; StoreDamaged where a value cannot be."""
         stored = {
             suffix: values.view(dtype).reshape(-1, *shape)
@@ -46,16 +46,22 @@ class Decoder:
             if self._device.type != "cpu":
                 self._codec.check(stored, field.array, field.configuration, self._host_tables)
                 stored = {suffix: values.to(self._device, non_blocking=True) for suffix, values in stored.items()}
-            return self._codec.decode(stored, field.array, field.configuration, self._tables)
+            decoded = self._codec.decode(stored, field.array, field.configuration, self._tables)
         except StoreDamaged as error:
             raise StoreDamaged(f"{self._path}: field {field.name!r}: {error}") from error
+        # Only objectives on logits know what to do with codes; a vector of features is wanted as it was.
+        return decoded.dense() if isinstance(decoded, QuantisedLogits) and field.name != "logits" else decoded
 
 
 def _check_configuration(reader: StoreReader, field: StoredField, codec: Codec) -> None:
-    """StoreDamaged unless the codec, asked anew, wants the configuration and columns that the plan states."""
+    """StoreDamaged unless the codec, asked anew, wants the configuration and columns that the plan states.
+
+    A plan of an earlier kdcache lacks the keys that came later; the codec's EARLY says what their absence means.
+    """
+    stated = {**getattr(codec, "EARLY", {}), **field.configuration}
     try:
-        configuration = codec.configure(field.configuration, field.array)
-        same = configuration == field.configuration and codec.columns(field.array, configuration) == field.columns
+        configuration = codec.configure(stated, field.array)
+        same = configuration == stated and codec.columns(field.array, configuration) == field.columns
     except UsageError as error:
         raise StoreDamaged(f"{reader.path}: field {field.name!r}: {error}") from error
     if not same:
@@ -68,8 +74,8 @@ def _check_configuration(reader: StoreReader, field: StoredField, codec: Codec) 
 def named_fields(readers: Sequence[StoreReader]) -> dict[str, tuple[StoreReader, StoredField]]:
     """Every field of aligned stores by name; StoreMismatch where they are not aligned.
 
-    Aligned stores share id, label and input, so the first that has one will do. Of any other name that several stores
-    have, the first store's keeps it and the k-th store's is `name@k`, such as `logits@2` for a second teacher's.
+    Aligned stores share id, label, input and segment, so the first that has one will do. Of any other name that several
+    stores have, the first store's keeps it and the k-th store's is `name@k`, such as `logits@2` for a second teacher's.
     """
     for reader in readers[1:]:
         readers[0].plan.check_aligned(reader.plan, readers[0].path, reader.path)

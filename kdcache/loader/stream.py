@@ -24,7 +24,7 @@ __all__ = ["StreamingLoader"]
 
 
 class StreamingLoader(IterableDataset[Batch]):
-    """Batches {field: Tensor | SparseLogits}, always with `id`, of one store or several aligned ones.
+    """Batches {field: Targets} (tensors, or what sparse codecs give), always with `id`, of one store or aligned ones.
 
     batch_size is that of the global batch: rank r of world_size takes its rows r, r + world_size, ... A last batch that
     is short is shared the same way, so the ranks' shares differ by at most one row, every row comes exactly once, and

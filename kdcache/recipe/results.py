@@ -30,41 +30,55 @@ def collect(
     students: Mapping[str, Student],
     baseline_of: Mapping[str, str],
     facts: Mapping[str, Facts],
-    store: Path,
+    stores: Mapping[str | None, Path],
     command: str,
 ) -> dict[str, Any]:
-    """The content of results.json. `facts` is by stage; `baseline_of` names each student's baseline stage."""
+    """The content of results.json. `facts` is by stage; `baseline_of` names each student's baseline stage.
+
+    `metric` is what networks are compared by; a gain is positive where the student is better.
+    """
     results: dict[str, Any] = {"name": recipe.name, "command": command, "environment": _environment()}
+    positions = facts["check"]["positions"]
+    metric = results["metric"] = "accuracy" if positions is None else "perplexity"
     if judged := facts.get("teacher accuracy"):
         assert recipe.teacher is not None, "somebody was judged"
         results["teacher"] = {
             "model": recipe.teacher.model,
             "accuracy": judged.get("accuracy"),
             "parameters": judged["parameters"],
+            **{key: judged[key] for key in ("loss", "perplexity") if key in judged},
         }
     baselines = {name: _network(facts, name) for name in dict.fromkeys(baseline_of.values())}
     if baselines:
         results["baseline"] = baselines["baseline"]
     results["students"] = {}
+    described = {name: _store(path) for name, path in stores.items()}
     predicted = facts.get("predictions", {})
     teacher_classes = facts.get("teacher accuracy", {}).get("predictions")
     for name, student in students.items():
         found = _network(facts, f"student {name}")
         baseline = baselines.get(baseline_of.get(name, ""), {})
-        if found.get("accuracy") and baseline.get("accuracy"):
-            found["gain"] = paired(found["accuracy"]["seeds"], baseline["accuracy"]["seeds"])
+        if found.get(metric) and baseline.get(metric):
+            pair = found[metric]["seeds"], baseline[metric]["seeds"]
+            found["gain"] = paired(*pair) if positions is None else paired(*reversed(pair))
             if baseline_of[name] != "baseline":
                 found["baseline"] = baseline
         if teacher_classes and name in predicted:
             found["agreement"] = agreement(predicted[name], teacher_classes)
+        if positions or recipe.stores:
+            found["store"] = student.store
+            found["target_bytes"] = described[student.store]["target_bytes_per_row"] / (positions or 1)
         found["model"], found["args"] = student.model, student.args
         found["objective"] = [term.model_dump(exclude_none=True) for term in student.objective]
         results["students"][name] = found
     results["seeds"] = list(next(iter(students.values())).train.seeds) if students else []
-    results["store"] = _store(store)
+    results["store"] = next(iter(described.values()))
+    if recipe.stores:
+        results["stores"] = described
     rates = [float(facts[key]["samples_per_second"]) for key in facts if key.startswith("student ")]
+    dumped = next((facts[key] for key in facts if key == "store" or key.startswith("store ")), facts.get("inputs", {}))
     results["throughput"] = {
-        "dump_samples_per_second": facts.get("store", facts.get("inputs", {})).get("samples_per_second"),
+        "dump_samples_per_second": dumped.get("samples_per_second"),
         "train_samples_per_second": float(np.median(rates)) if rates else None,
     }
     if recipe.grid:
@@ -89,7 +103,7 @@ def write_results(
         out,
         results,
         curves={name: [list(read_metrics(run)) for run in folders] for name, folders in runs.items()},
-        teacher_probabilities_top=np.array(judged["confidence"]) if judged else None,
+        teacher_probabilities_top=np.array(judged["confidence"]) if judged.get("confidence") else None,
         predictions=predictions,
         labels=np.array(predicted["labels"]) if predicted else None,
         class_names=class_names,
@@ -107,14 +121,17 @@ def _network(facts: Mapping[str, Facts], name: str) -> dict[str, Any]:
         "steps": seeds[0]["steps"],
         "seconds": round(sum(found["seconds"] for found in seeds), 3),
     }
-    if seeds[0]["accuracy"] is not None:
-        table["accuracy"] = summarise([found["accuracy"] for found in seeds])
+    for key in ("accuracy", "perplexity", "agreement"):
+        if seeds[0].get(key) is not None:
+            table[key] = summarise([found[key] for found in seeds])
+    if "perplexity" in table:
+        table["loss"] = summarise([found["loss"] for found in seeds])
     return table
 
 
 def _store(path: Path) -> dict[str, Any]:
     facts = describe(path)
-    plain = {"id", "input", "label"}
+    plain = {"id", "input", "segment", "label"}
     fields = facts["fields"]
     return {
         "rows": facts["rows"],

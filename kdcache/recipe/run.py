@@ -15,7 +15,7 @@ from kdcache.fingerprint import digest_of
 from kdcache.recipe import stages
 from kdcache.recipe.pool import Stage, Watcher, run_stages
 from kdcache.recipe.preflight import check_recipe
-from kdcache.recipe_file import Student, resolve_students
+from kdcache.recipe_file import Student, resolve_students, store_recipes
 
 __all__ = ["run_recipe"]
 
@@ -26,9 +26,9 @@ MANIFEST, RESULT = "manifest.json", "result.json"
 def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None = None, command: str = "") -> Facts:
     """Run what a recipe names into the folder `out` and return the content of results.json.
 
-    Stages: inputs store, evaluation store, teacher, store, baselines and students over their seeds, results. A stage
-    that is done for the same recipe is skipped; one that was interrupted goes on. `jobs` stages run at a time (default:
-    one on a GPU, else one for each core).
+    Stages: inputs store, evaluation store, teacher, store (or each of [stores]), baselines and students over their
+    seeds, results. A stage that is done for the same recipe is skipped; one that was interrupted goes on. `jobs` stages
+    run at a time (default: one on a GPU, else one for each core).
     """
     students = resolve_students(recipe)
     if recipe.teacher is None and students:
@@ -36,10 +36,10 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
             f"{recipe.name}: names students but no [teacher]; add one, or use `kdcache train` with a store"
         )
     run = _Run(recipe, out, watcher, jobs)
-    inputs, store, evaluation = out / "inputs", out / "store", out / "eval"
+    inputs, evaluation = out / "inputs", out / "eval"
     if recipe.teacher:
         run.together([Stage("check", check_recipe, (recipe, students))])
-    plain = recipe.model_copy(update={"teacher": None, "fields": {}, "name": recipe.name})
+    plain = recipe.model_copy(update={"teacher": None, "fields": {}, "stores": {}})
     first = [Stage("inputs", stages.dump_store, (plain, inputs, None), inputs / MANIFEST)]
     if recipe.eval_source:
         other = plain.model_copy(update={"source": recipe.eval_source, "eval_source": None})
@@ -50,17 +50,30 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
         return run.facts["inputs"]
 
     weights = recipe.teacher.weights
+    sequences = run.facts["check"]["positions"] is not None
     if recipe.teacher.fit:
         weights = out / "teacher" / "model.safetensors"
-        run.together([Stage("teacher", stages.fit_teacher, (recipe, inputs, eval_store, out / "teacher"), weights)])
-    run.together([Stage("store", stages.dump_store, (recipe, store, weights), store / MANIFEST)])
-    run.together([Stage("teacher accuracy", stages.judge_teacher, (recipe, weights, store, eval_store))])
+        asked = recipe.model_copy(update={"stores": {}})
+        run.together([Stage("teacher", stages.fit_teacher, (asked, inputs, eval_store, out / "teacher"), weights)])
+    stores = {name: out / "stores" / name if name else out / "store" for name in store_recipes(recipe)}
+    dumps = [
+        Stage(f"store {name}" if name else "store", stages.dump_store, (variant, stores[name], weights),
+              stores[name] / MANIFEST)
+        for name, variant in store_recipes(recipe).items()
+    ]  # fmt: skip
+    if sequences and eval_store:  # with the teacher's choice of each token, for agreement
+        eval_store = out / "eval-teacher"
+        chosen = (stages.evaluation_recipe(recipe), eval_store, weights)
+        dumps.append(Stage("eval teacher", stages.dump_store, chosen, eval_store / MANIFEST))
+    run.together(dumps)
+    judged = (recipe.model_copy(update={"stores": {}}), weights, next(iter(stores.values())), eval_store)
+    run.together([Stage("teacher accuracy", stages.judge_teacher, judged)])
 
-    folders, baseline_of, fits = _fits(students, inputs, store, eval_store, out)
+    folders, baseline_of, fits = _fits(students, inputs, stores, eval_store, out)
     for precision in dict.fromkeys(_precision(stage) for stage in fits):
         # Accelerate fixes the precision of a process once.
         run.together([stage for stage in fits if _precision(stage) == precision], reuse=True)
-    if eval_store:
+    if eval_store and not sequences:
         shown = {name: runs[0] for name, runs in folders.items()}
         run.together([Stage("predictions", stages.predict_classes, (shown, eval_store))])
 
@@ -69,15 +82,19 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
 
     results_path = out / "results.json"
     if run.fresh or not results_path.exists() or not (out / "report.html").exists():
-        results = collect(recipe, students, baseline_of, run.facts, store, command)
-        plan = read_plan(store)
+        results = collect(recipe, students, baseline_of, run.facts, stores, command)
+        plan = read_plan(next(iter(stores.values())))
         write_results(out, results, run.facts, folders, plan.class_names if plan else ())
     found: Facts = json.loads(results_path.read_text())
     return found
 
 
 def _fits(
-    students: Mapping[str, Student], inputs: Path, store: Path, eval_store: Path | None, out: Path
+    students: Mapping[str, Student],
+    inputs: Path,
+    stores: Mapping[str | None, Path],
+    eval_store: Path | None,
+    out: Path,
 ) -> tuple[dict[str, list[Path]], dict[str, str], list[Stage]]:
     """Every fit that is left, the folders of each network, and which baseline each student is held against.
 
@@ -95,7 +112,7 @@ def _fits(
                 Stage(
                     f"{baseline} seed {seed}",
                     stages.fit_baseline,
-                    (student, seed, [inputs], [store], eval_store, folder),
+                    (student, seed, [inputs], [stores[student.store]], eval_store, folder),
                     folder / RESULT,
                 )
                 for seed, folder in zip(seeds, folders[baseline], strict=True)
@@ -107,7 +124,7 @@ def _fits(
             Stage(
                 f"student {name} seed {seed}",
                 stages.fit_student,
-                (student, seed, [store], eval_store, folder),
+                (student, seed, [stores[student.store]], eval_store, folder),
                 folder / RESULT,
             )
             for seed, folder in zip(student.train.seeds, folders[name], strict=True)

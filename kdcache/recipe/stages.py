@@ -9,11 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.config import ObjectiveConfig, Recipe, TrainConfig
+from kdcache.config import FieldConfig, ObjectiveConfig, Recipe, TrainConfig
 from kdcache.recipe.watch import DumpWatch, FitWatch, Report
 from kdcache.recipe_file import Student
 
-__all__ = ["dump_store", "fit_baseline", "fit_student", "fit_teacher", "judge_teacher", "predict_classes"]
+__all__ = [
+    "dump_store",
+    "evaluation_recipe",
+    "fit_baseline",
+    "fit_student",
+    "fit_teacher",
+    "judge_teacher",
+    "predict_classes",
+]
 
 Facts = dict[str, Any]
 HARD_LABELS = (ObjectiveConfig(name="ce"),)
@@ -32,6 +40,20 @@ def dump_store(report: Report, recipe: Recipe, out: Path, weights: Path | None) 
         "seconds": round(result.seconds, 3),
         "samples_per_second": round(result.rows / result.seconds, 1) if result.rows else None,
     }
+
+
+def evaluation_recipe(recipe: Recipe) -> Recipe:
+    """What writes the evaluation rows of sequences with the teacher's likeliest class of each position, no taps."""
+    assert recipe.teacher is not None, "only called for a recipe with a teacher"
+    best = FieldConfig(codec="topk", k=1)
+    changes = {
+        "source": recipe.eval_source,
+        "eval_source": None,
+        "stores": {},
+        "fields": {"logits": best},
+        "teacher": recipe.teacher.model_copy(update={"taps": {}}),
+    }
+    return recipe.model_copy(update=changes)
 
 
 def fit_teacher(report: Report, recipe: Recipe, inputs: Path, eval_store: Path | None, out: Path) -> Facts:
@@ -162,9 +184,11 @@ def predict_classes(report: Report, runs: dict[str, Path], eval_store: Path) -> 
 
 
 def _facts(result: Any) -> Facts:
+    found = result.eval or {}
     return {
-        "accuracy": result.eval["accuracy"] if result.eval else None,
-        "loss": result.eval["loss"] if result.eval else None,
+        "accuracy": found.get("accuracy"),
+        "loss": found.get("loss"),
+        **{key: found[key] for key in ("perplexity", "agreement") if key in found},
         "val": result.val,
         "parameters": result.parameters,
         "steps": result.steps,

@@ -59,7 +59,8 @@ class FitWatch(Progress):
             self._report(step, self._steps, "steps", self._note)
 
     def measured(self, step: int, epoch: int, split: str, metrics: Mapping[str, Any]) -> None:
-        words = [f"{split} {key} {metrics[key]:.4f}" for key in ("loss", "accuracy") if metrics.get(key) is not None]
+        shown = [key for key in ("loss", "accuracy", "perplexity") if metrics.get(key) is not None]
+        words = [f"{split} {key} {metrics[key]:.4f}" for key in shown]
         self._note = ", ".join(words)
 
     def said(self, line: str) -> None:

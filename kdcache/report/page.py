@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.files import replace_bytes
+from kdcache.report.measure import measure_of
 from kdcache.report.rows import HEADINGS, filled, rows
 from kdcache.report.verdict import NOISE, verdict
-from kdcache.report.wording import NOTHING, amount, count, percent, points, spread, visible
+from kdcache.report.wording import NOTHING, amount, count, spread, visible
 
 __all__ = ["Picture", "write_page"]
 
@@ -41,6 +42,7 @@ def write_page(path: Path, results: Mapping[str, Any], pictures: Sequence[Sequen
     )
     template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
     store, table = results.get("store") or {}, rows(results)
+    stores = results.get("stores") or {"": store}
     page = template.render(
         title=results.get("name") or "kdcache run",
         verdict=verdict(results),
@@ -52,8 +54,8 @@ def write_page(path: Path, results: Mapping[str, Any], pictures: Sequence[Sequen
         noise=f"{NOISE:g}",
         seeds=results.get("seeds") or [],
         store=_store(store, results.get("throughput") or {}),
-        fields=_fields(store),
-        fidelity=_fidelity(store),
+        fields=[item for name, one in stores.items() for item in _fields(one, name)],
+        fidelity=[item for name, one in stores.items() for item in _fidelity(one, name)],
         pictures=pictures,
         commands=_commands(results.get("command")),
         environment=[(key, _plain(value)) for key, value in (results.get("environment") or {}).items()],
@@ -77,22 +79,27 @@ def _commands(command: Any) -> list[str]:
 
 def _headline(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, value, unit) of the figures at the top."""
-    students = {name: student for name, student in (results.get("students") or {}).items() if student.get("accuracy")}
+    measure = measure_of(results)
+    key = measure.key
+
+    def over_seeds(found: Any) -> str:
+        return spread(found, measure.form, measure.form)
+
+    students = {name: student for name, student in (results.get("students") or {}).items() if student.get(key)}
+    unit = measure.unit or f"{key}, lower is better"
     found = [
-        ("Teacher", percent((results.get("teacher") or {}).get("accuracy")), "%"),
-        ("Student on labels alone", spread((results.get("baseline") or {}).get("accuracy")), "%"),
+        ("Teacher", measure.form((results.get("teacher") or {}).get(key)), unit),
+        ("Student on labels alone", over_seeds((results.get("baseline") or {}).get(key)), unit),
     ]
-    if students:
-        best = max(students.values(), key=lambda student: float(student["accuracy"]["mean"]))
+    if name := measure.best({name: float(student[key]["mean"]) for name, student in students.items()}):
+        best = students[name]
+        one = len(students) == 1
         found.append(
-            (
-                "Distilled student" if len(students) == 1 else f"Best of {len(students)} distilled students",
-                spread(best["accuracy"]),
-                "%",
-            )
+            ("Distilled student" if one else f"Best of {len(students)} distilled students", over_seeds(best[key]), unit)
         )
         if best.get("gain"):
-            found.append(("Gain" if len(students) == 1 else "Its gain", spread(best["gain"], points), "points"))
+            gained = spread(best["gain"], measure.gain, measure.form)
+            found.append(("Gain" if one else "Its gain", gained, "points" if measure.unit else f"{key} saved"))
     return [item for item in found if item[1] != NOTHING]
 
 
@@ -109,10 +116,13 @@ def _store(store: Mapping[str, Any], throughput: Mapping[str, Any]) -> list[tupl
     return [fact for fact in facts if fact[1] != NOTHING]
 
 
-def _fields(store: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(field, how it is stored), whatever the store says of it."""
+def _fields(store: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
+    """(field, how it is stored), whatever the store says of it; of several stores the teacher's fields alone."""
     found = []
-    for name, field in (store.get("fields") or {}).items():
+    for field_name, field in (store.get("fields") or {}).items():
+        if prefix and field_name in ("id", "input", "segment", "label"):
+            continue
+        name = f"{prefix}: {field_name}" if prefix else field_name
         if isinstance(field, Mapping):
             inner = field.get("configuration")
             flat = dict(field)
@@ -132,11 +142,12 @@ def _fields(store: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _fidelity(store: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _fidelity(store: Mapping[str, Any], prefix: str) -> list[tuple[str, list[tuple[str, str]]]]:
     """(field, [(temperature, KL in nats)])."""
     found = []
     for name, measured in (store.get("fidelity") or {}).items():
         kl = measured.get("kl") if isinstance(measured, Mapping) else None
         if isinstance(kl, Mapping) and kl:
-            found.append((str(name), [(str(temperature), amount(value)) for temperature, value in kl.items()]))
+            words = [(str(temperature), amount(value)) for temperature, value in kl.items()]
+            found.append((f"{prefix}: {name}" if prefix else str(name), words))
     return found

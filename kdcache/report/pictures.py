@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kdcache.report import plots
 from kdcache.report.curves import series
+from kdcache.report.measure import measure_of
 from kdcache.report.page import Picture
 from kdcache.report.statistics import confidence_histogram, confusion
 from kdcache.report.svg import DARK, LIGHT, Palette
@@ -19,6 +20,7 @@ __all__ = ["pictures"]
 
 CURVES = (
     ("val", "accuracy", "Accuracy while fitting", "On the held-out part of the training rows."),
+    ("val", "perplexity", "Perplexity while fitting", "On the held-out part of the training rows; lower is better."),
     ("val", "loss", "Held-out loss", "On the held-out part of the training rows."),
     ("train", "loss", "Training loss", "On the batches themselves."),
     ("eval", "accuracy", "Accuracy on the evaluation rows", "Measured while fitting; never used to choose a step."),
@@ -35,7 +37,7 @@ def pictures(
     class_names: Sequence[str],
 ) -> list[list[Picture]]:
     """Every picture for which there are numbers, in groups to be seen together; arguments as of `write_report`."""
-    found = [*_accuracy(results), *_heat(results), *_training(results, curves)]
+    found = [*_by_seed(results), *_heat(results), *_training(results, curves)]
     if teacher_probabilities_top is not None:
         found += _confidence(results, teacher_probabilities_top)
     pair = [] if labels is None else _confusions(results, predictions, np.asarray(labels), class_names)
@@ -47,24 +49,27 @@ def _both(paint: Callable[[Palette], str], title: str, caption: str, alt: str) -
 
 
 def _means(results: Mapping[str, Any]) -> dict[str, float]:
-    students = results.get("students") or {}
-    return {name: student["accuracy"]["mean"] for name, student in students.items() if student.get("accuracy")}
+    students, key = results.get("students") or {}, measure_of(results).key
+    return {name: student[key]["mean"] for name, student in students.items() if student.get(key)}
 
 
-def _accuracy(results: Mapping[str, Any]) -> list[Picture]:
-    students = {name: results["students"][name]["accuracy"]["seeds"] for name in _means(results)}
+def _by_seed(results: Mapping[str, Any]) -> list[Picture]:
+    measure = measure_of(results)
+    key, word = measure.key, measure.key.capitalize()
+    students = {name: results["students"][name][key]["seeds"] for name in _means(results)}
     if not students:
         return []
-    baseline = ((results.get("baseline") or {}).get("accuracy") or {}).get("seeds") or []
-    teacher = (results.get("teacher") or {}).get("accuracy")
-    said = "; ".join(f"{visible(name)} {percent(mean)} %" for name, mean in _means(results).items())
+    baseline = ((results.get("baseline") or {}).get(key) or {}).get("seeds") or []
+    teacher = (results.get("teacher") or {}).get(key)
+    said = "; ".join(f"{visible(n)} {measure.form(mean)} {measure.unit}".strip() for n, mean in _means(results).items())
+    lower = " Lower is better." if measure.lower_is_better else ""
     return [
         _both(
-            lambda palette: plots.accuracy_dots(students, baseline, teacher, palette),
-            "Accuracy by seed",
+            lambda palette: plots.dots_by_seed(students, baseline, teacher, measure, palette),
+            f"{word} by seed",
             "One dot for each seed, an upright for their mean, a band for ± one standard deviation. "
-            "The axis does not begin at zero.",
-            f"Accuracy for each seed. Means: {said}.",
+            f"The axis does not begin at zero.{lower}",
+            f"{word} for each seed. Means: {said}.",
         )
     ]
 
@@ -72,7 +77,7 @@ def _accuracy(results: Mapping[str, Any]) -> list[Picture]:
 def _heat(results: Mapping[str, Any]) -> list[Picture]:
     grid, means = results.get("grid") or {}, _means(results)
     axes = list((grid.get("axes") or {}).items())
-    if len(axes) != 2:
+    if len(axes) != 2 or measure_of(results).lower_is_better:  # the picture's colours say that more is better
         return []
     values = np.full([len(options) for _, options in axes], np.nan)
     for name, chosen in (grid.get("cells") or {}).items():
@@ -98,13 +103,14 @@ def _place(options: Sequence[Any], option: Any) -> int | None:
 def _training(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Picture]:
     means = _means(results)
     students = [name for name in curves if name not in ("baseline", "teacher")]
-    kept = sorted(students, key=lambda name: -means.get(name, 0.0))[:SHOWN]
+    sign = 1.0 if measure_of(results).lower_is_better else -1.0
+    kept = sorted(students, key=lambda name: sign * means.get(name, 0.0))[:SHOWN]
     chosen = {
         name: curves[name]
         for name in dict.fromkeys([*means, *curves])
         if name in curves and (name in kept or name not in students)
     }
-    left_out = f" Shown: the {SHOWN} most accurate of {len(students)} students." if len(students) > SHOWN else ""
+    left_out = f" Shown: the {SHOWN} best of {len(students)} students." if len(students) > SHOWN else ""
     found = []
     for split, key, title, said in CURVES:
         if not any(len(series(rows, split, key).steps) > 1 for runs in chosen.values() for rows in runs):

@@ -12,10 +12,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kdcache.report.curves import band, series, thin
+from kdcache.report.measure import Measure
 from kdcache.report.svg import Palette, draw
 from kdcache.report.wording import short
 
-__all__ = ["accuracy_dots", "confidence_bars", "confusion_matrix", "grid_heat", "training_curves"]
+__all__ = ["confidence_bars", "confusion_matrix", "dots_by_seed", "grid_heat", "training_curves"]
 
 NAMED = 20  # more classes than this are not written at the axes
 WRITTEN = 12  # more classes than this are not written into the cells
@@ -52,8 +53,12 @@ def training_curves(
     return draw(paint, palette, 2.75)
 
 
-def accuracy_dots(
-    students: Mapping[str, Sequence[float]], baseline: Sequence[float], teacher: float | None, palette: Palette
+def dots_by_seed(
+    students: Mapping[str, Sequence[float]],
+    baseline: Sequence[float],
+    teacher: float | None,
+    measure: Measure,
+    palette: Palette,
 ) -> str:
     """A dot for each seed, a band for mean ± sd, the teacher as a line; bars from zero would hide the difference."""
     groups = {**students, **({"baseline": baseline} if len(baseline) else {})}
@@ -61,7 +66,7 @@ def accuracy_dots(
     def paint(figure: Any, palette: Palette) -> None:
         axes = figure.subplots()
         for row, (name, colour) in enumerate(_colours(list(groups), palette).items()):
-            values = 100 * np.asarray(groups[name], dtype=np.float64)
+            values = measure.scale * np.asarray(groups[name], dtype=np.float64)
             mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
             axes.plot([mean - sd, mean + sd], [row, row], color=colour, linewidth=5, alpha=0.28, solid_capstyle="butt")
             axes.plot([mean, mean], [row - 0.24, row + 0.24], color=colour, linewidth=1.8, solid_capstyle="butt")
@@ -69,10 +74,11 @@ def accuracy_dots(
                 values, np.full(len(values), row), "o", color=colour, markersize=3.6, alpha=0.85, markeredgewidth=0
             )
         if teacher is not None:
-            axes.axvline(100 * teacher, color=palette.ink, linewidth=1.0, linestyle=(0, (4, 2)))
+            place = measure.scale * teacher
+            axes.axvline(place, color=palette.ink, linewidth=1.0, linestyle=(0, (4, 2)))
             axes.annotate(
-                f"teacher {100 * teacher:.2f}",
-                (100 * teacher, 1.0),
+                f"teacher {place:.2f}",
+                (place, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(0, 3),
                 textcoords="offset points",
@@ -85,7 +91,8 @@ def accuracy_dots(
         axes.margins(x=0.1)
         axes.grid(True, axis="x")
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.set_xlabel("accuracy on the evaluation rows, %")
+        unit = f", {measure.unit}" if measure.unit else ""
+        axes.set_xlabel(f"{measure.key} on the evaluation rows{unit}")
 
     return draw(paint, palette, 0.85 + 0.3 * max(len(groups), 5))
 

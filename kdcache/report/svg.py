@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-__all__ = ["DARK", "LIGHT", "Palette", "draw"]
+__all__ = ["DARK", "LIGHT", "Palette", "draw", "picture"]
 
 WIDTH = 4.7  # inches; one width for all pictures, so that their letters are of one size on the page
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial"
@@ -60,6 +61,13 @@ DARK = Palette(
 
 def draw(paint: Callable[[Any, Palette], None], palette: Palette, height: float) -> str:
     """Run `paint(figure, palette)` on a figure `height` inches high; returns an SVG `data:` URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(picture(paint, palette, height)).decode()
+
+
+def picture(
+    paint: Callable[[Any, Palette], None], palette: Palette, height: float, kind: str = "svg", opaque: bool = False
+) -> bytes:
+    """The same as the bytes of an SVG or PNG (`kind`) file, on a transparent page or on the palette's surface."""
     settings = {
         "svg.hashsalt": "kdcache",
         "svg.fonttype": "none",
@@ -89,8 +97,9 @@ def draw(paint: Callable[[Any, Palette], None], palette: Palette, height: float)
         # The page's own fonts draw the letters; that matplotlib's lacks some of them only blurs its layout.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        FigureCanvasSVG(figure)
+        FigureCanvasSVG(figure) if kind == "svg" else FigureCanvasAgg(figure)
         paint(figure, palette)
-        figure.savefig(page, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    drawing = page.getvalue().decode().replace("'DejaVu Sans'", FONTS)
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
+        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+        ground = {"facecolor": palette.surface} if opaque else {"transparent": True}
+        figure.savefig(page, format=kind, metadata=metadata, dpi=200, **ground)
+    return page.getvalue().replace(b"'DejaVu Sans'", FONTS.encode()) if kind == "svg" else page.getvalue()

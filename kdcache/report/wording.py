@@ -7,7 +7,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["NOTHING", "amount", "count", "objective_words", "percent", "points", "short", "spread", "visible"]
+__all__ = [
+    "NOTHING",
+    "amount",
+    "count",
+    "decimals",
+    "objective_words",
+    "percent",
+    "points",
+    "saved",
+    "short",
+    "spread",
+    "visible",
+]
 
 NOTHING = "–"
 
@@ -50,7 +62,19 @@ def points(value: object) -> str:
     return f"{100 * number:+.2f}".replace("-", "−")
 
 
-def spread(summary: Mapping[str, Any] | None, form: Any = percent) -> str:
+def decimals(value: object) -> str:
+    """A plain number with two decimals, such as a perplexity."""
+    number = _number(value)
+    return NOTHING if number is None else f"{number:,.2f}"
+
+
+def saved(value: object) -> str:
+    """A difference of plain numbers, always signed."""
+    number = _number(value)
+    return NOTHING if number is None else f"{number:+,.2f}".replace("-", "−")
+
+
+def spread(summary: Mapping[str, Any] | None, form: Any = percent, deviation: Any = percent) -> str:
     """`mean ± sd` of what `summarise` gave; the mean alone where there is one seed."""
     if not isinstance(summary, Mapping):
         return NOTHING
@@ -58,7 +82,7 @@ def spread(summary: Mapping[str, Any] | None, form: Any = percent) -> str:
     seeds = summary.get("seeds")
     if mean == NOTHING or not isinstance(seeds, list) or len(seeds) < 2:
         return mean
-    return f"{mean} ± {percent(summary.get('sd'))}"
+    return f"{mean} ± {deviation(summary.get('sd'))}"
 
 
 def count(value: object) -> str:

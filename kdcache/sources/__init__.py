@@ -9,19 +9,34 @@ from kdcache.errors import UsageError
 from kdcache.sources.arrays import open_npy, open_npz
 from kdcache.sources.cifar import open_cifar
 from kdcache.sources.digits import open_digits
+from kdcache.sources.documents import Part
 from kdcache.sources.fetch import fetch
 from kdcache.sources.folder import open_folder
 from kdcache.sources.idx import open_idx
 from kdcache.sources.python import open_python
-from kdcache.sources.registry import Dataset, Download, Split, find_dataset, is_present, known_datasets, open_dataset
+from kdcache.sources.registry import (
+    Dataset,
+    Download,
+    Split,
+    find_dataset,
+    is_present,
+    is_text,
+    known_datasets,
+    open_dataset,
+)
 from kdcache.sources.source import Source
 from kdcache.sources.subset import LabelledSource, keep_labels, keep_rows
+from kdcache.sources.text import TextSource, open_text
+from kdcache.sources.tokenizer import Tokenizer, check_same_vocabulary
 
 __all__ = [
     "Dataset",
     "Download",
     "Source",
     "Split",
+    "TextSource",
+    "Tokenizer",
+    "check_same_vocabulary",
     "fetch",
     "find_dataset",
     "is_present",
@@ -30,14 +45,17 @@ __all__ = [
 ]
 
 # The keys of [source] that each kind takes, beside rows, labelled and seed, which all take.
+_TEXT = {"tokenizer", "vocabulary", "tokenizer_files", "length", "document", "masked"}
 _KEYS = {
     "dataset": {"split", "label"},
+    "dataset of text": {"split", *_TEXT},
     "idx": {"images", "labels", "classes"},
     "cifar": {"files", "label"},
     "arrays": {"images", "labels", "path", "input_key", "label_key", "classes"},
     "digits": {"split"},
     "folder": {"path", "size"},
     "python": {"factory", "args"},
+    "text": {"files", "classes", *_TEXT},
 }
 _SHARED = {"dataset", "kind", "rows", "labelled", "seed"}
 
@@ -59,7 +77,7 @@ def open_source(config: SourceConfig) -> Source:
 
 def _open(config: SourceConfig) -> LabelledSource:
     if config.dataset is not None:
-        return open_dataset(config.dataset, config.split, config.label)
+        return open_dataset(config)
     match config.kind:
         case "idx":
             images = _given(config.images, config, "images")
@@ -83,6 +101,10 @@ def _open(config: SourceConfig) -> LabelledSource:
             if config.factory is None:
                 raise UsageError('[source] kind = "python" needs `factory`, written as package.module:factory')
             return open_python(config.factory, config.args)
+        case "text":
+            if not config.files:
+                raise UsageError('[source] kind = "text" needs `files`, the list of its text, .jsonl or .npy files')
+            return open_text([Part(path) for path in config.files], config, name=config.files[0].name)
         case _:
             return open_digits(config.split)
 
@@ -94,9 +116,13 @@ def _given(path: Path | None, config: SourceConfig, key: str) -> Path:
 
 
 def _check_keys(config: SourceConfig) -> None:
-    kind = "dataset" if config.dataset is not None else str(config.kind)
+    kind = str(config.kind)
+    if config.dataset is not None:
+        kind = "dataset of text" if is_text(config.dataset) else "dataset"
+    if config.labelled is not None and "tokenizer" in _KEYS[kind]:
+        raise UsageError("[source] `labelled` is for samples of one label each; in text every token has its own")
     for key, field in type(config).model_fields.items():
         is_set = getattr(config, key) != field.get_default(call_default_factory=True)
         if is_set and key not in _KEYS[kind] | _SHARED:
-            what = "dataset" if kind == "dataset" else f'kind = "{kind}"'
+            what = kind if config.dataset is not None else f'kind = "{kind}"'
             raise UsageError(f"[source] `{key}` is not for {what}, which takes {', '.join(sorted(_KEYS[kind]))}")

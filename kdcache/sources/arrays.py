@@ -15,13 +15,13 @@ from kdcache.errors import SourceError
 from kdcache.sources.packed import DEFLATE_RATIO, MEMORY_LIMIT
 from kdcache.sources.source import ArraySource, checked_labels, count_classes, describe
 
-__all__ = ["open_npy", "open_npz"]
+__all__ = ["map_npy", "open_npy", "open_npz"]
 
 
 def open_npy(inputs: Path, labels: Path | None, *, name: str, classes: int | None = None) -> ArraySource:
     """Inputs [N, *shape] of any dtype that a store keeps, memory-mapped, with labels [N] of any integer dtype."""
-    targets = None if labels is None else _mapped(labels)
-    return _source(name, _mapped(inputs), str(inputs), targets, str(labels), classes)
+    targets = None if labels is None else map_npy(labels)
+    return _source(name, map_npy(inputs), str(inputs), targets, str(labels), classes)
 
 
 def open_npz(path: Path, input_key: str, label_key: str, *, name: str, classes: int | None = None) -> ArraySource:
@@ -66,7 +66,8 @@ def _source(
     return ArraySource(name, inputs, targets, classes=classes or count_classes(targets))
 
 
-def _mapped(path: Path) -> npt.NDArray[Any]:
+def map_npy(path: Path) -> npt.NDArray[Any]:
+    """The array of an .npy, memory-mapped, once its header is known to be sound. SourceError."""
     try:
         if path.is_file():
             with path.open("rb") as file:

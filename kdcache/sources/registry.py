@@ -12,15 +12,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kdcache.config import SourceConfig
 from kdcache.errors import MissingData, UsageError
 from kdcache.near_misses import near_misses
 from kdcache.recipe_file import data_root
 from kdcache.sources.cifar import open_cifar
 from kdcache.sources.digits import open_digits
+from kdcache.sources.documents import Part
 from kdcache.sources.idx import open_idx
 from kdcache.sources.subset import LabelledSource
+from kdcache.sources.text import open_text
 
-__all__ = ["Dataset", "Download", "Split", "find_dataset", "is_present", "known_datasets", "open_dataset"]
+__all__ = ["Dataset", "Download", "Split", "find_dataset", "is_present", "is_text", "known_datasets", "open_dataset"]
 
 
 class _Table(BaseModel):
@@ -30,10 +33,11 @@ class _Table(BaseModel):
 class Split(_Table):
     """The files of a split, by their plain names."""
 
-    kind: Literal["idx", "cifar", "digits"]
+    kind: Literal["idx", "cifar", "digits", "text"]
     images: str | None = None
     labels: str | None = None
     files: tuple[str, ...] = ()
+    part: tuple[float, float] = (0.0, 1.0)  # of each text file: shares of its bytes, moved to blank lines
 
 
 class Download(_Table):
@@ -87,8 +91,17 @@ def is_present(name: str, split: str, root: Path | None = None) -> bool:
     return True
 
 
-def open_dataset(name: str, split: str, label: Literal["fine", "coarse"] = "fine") -> LabelledSource:
-    """A split of a known dataset from under `data_root()`; MissingData says which command brings it."""
+def is_text(name: str) -> bool:
+    """Whether a known dataset is text; UsageError for an unknown name."""
+    return any(split.kind == "text" for split in find_dataset(name).splits.values())
+
+
+def open_dataset(config: SourceConfig) -> LabelledSource:
+    """A split of a known dataset from under `data_root()`; MissingData says which command brings it.
+
+    A tokenizer that is to be trained learns from the split `train`, whichever split is opened.
+    """
+    name, split, label = str(config.dataset), config.split, config.label
     dataset = find_dataset(name)
     if split not in dataset.splits:
         raise UsageError(f"split = {split!r}: {name} has {', '.join(dataset.splits)}")
@@ -103,7 +116,14 @@ def open_dataset(name: str, split: str, label: Literal["fine", "coarse"] = "fine
     if kind == "cifar":
         names = dataset.coarse_names if label == "coarse" else dataset.class_names
         return open_cifar(files, label, name=title, label_bytes=dataset.label_bytes, class_names=names)
+    if kind == "text":
+        return open_text(_parts(name, split), config, name=title, learn_from=_parts(name, "train"))
     return open_digits(split)
+
+
+def _parts(name: str, split: str) -> list[Part]:
+    first, last = find_dataset(name).splits[split].part
+    return [Part(path, first, last) for path in _located(name, split, data_root() / name)]
 
 
 def _located(name: str, split: str, folder: Path) -> list[Path]:
@@ -111,7 +131,7 @@ def _located(name: str, split: str, folder: Path) -> list[Path]:
     record = find_dataset(name).splits[split]
     wanted = [file for file in (record.images, record.labels, *record.files) if file]
     found = [path for file in wanted for path in [_plain_or_packed(folder / file)] if path]
-    if len(found) < (len(wanted) if record.kind == "idx" else min(1, len(wanted))):
+    if len(found) < (len(wanted) if record.kind in ("idx", "text") else min(1, len(wanted))):
         raise MissingData(
             f"{name} {split}: looked in {folder} for {', '.join(wanted)} (plain or .gz): run "
             f"`kdcache data get {name}`, or set KDCACHE_DATA to the folder that holds {name}/"

@@ -57,6 +57,11 @@ class Subset:
     def class_names(self) -> tuple[str, ...]:
         return self._source.class_names
 
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the inner source wants a plan to keep of it beside its fingerprint."""
+        return dict(getattr(self._source, "extra", {}))
+
     def __len__(self) -> int:
         return len(self._kept)
 

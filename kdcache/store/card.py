@@ -27,6 +27,7 @@ def write_card(store: Path, plan: Plan, manifest: Manifest, scratch: Path) -> No
         return
     teacher = f"`{safe(plan.teacher.get('model'))}`" if plan.teacher else "none: inputs and labels only"
     fields = "\n".join(f"| `{f.name}` | {f.array} | {f.codec} | {f.width} |" for f in plan.fields)
+    chosen = "".join(f"\n`{name}`: {safe(choice['why'], 400)}.\n" for name, choice in plan.budget.items())
     text = f"""\
 # {safe(plan.source["name"])}: soft labels
 
@@ -36,7 +37,7 @@ Digest of the store (SHA-256 of manifest.json): `{manifest.digest}`.
 | field | one sample | codec | bytes per row |
 |---|---|---|---|
 {fields}
-
+{chosen}
 {_READ.format(name=store.name)}
 Check it with `kdcache verify {store.name}`. The layout is described in FORMAT.md of kdcache; a Parquet shard is read by
 any Parquet tool, each column's dtype and shape standing in its field metadata.

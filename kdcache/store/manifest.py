@@ -11,6 +11,7 @@ from typing import Any
 from kdcache.errors import StoreDamaged, StoreMismatch
 from kdcache.fingerprint import canonical, sha256
 from kdcache.store import hdf5, parquet
+from kdcache.store.drift import drift
 from kdcache.store.guard import HEX64, check_int, keys, read_canonical, safe
 from kdcache.store.plan import VERSION, Plan
 
@@ -24,7 +25,7 @@ _SHARD_LIMIT = 2**44
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one committed unit. `facts` are measured by whoever wrote it (fidelity, on unit 0)."""
+    """What is known of one committed unit. `facts` were measured by its writer: its error, on unit 0 fidelity too."""
 
     unit: int
     sha256: str
@@ -71,8 +72,16 @@ class Manifest:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was measured while dumping, gathered from the records."""
-        return {key: value for record in self.units for key, value in record.facts.items()}
+        """What was measured while dumping, gathered from the records: each key from the first unit that has it.
+
+        The units' own errors come as `drift`: those that are out of unit 0's range (see `kdcache.store.drift`), if any.
+        """
+        found: dict[str, Any] = {}
+        for record in self.units:
+            for key in record.facts.keys() - {"error", "drift"}:
+                found.setdefault(key, record.facts[key])
+        drifted = drift({record.unit: record.facts for record in self.units})
+        return {**found, **({"drift": drifted} if drifted else {})}
 
 
 def manifest_of(plan: Plan, records: Sequence[Record]) -> Manifest:

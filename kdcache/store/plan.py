@@ -40,6 +40,7 @@ class Plan:
     input_statistics: dict[str, list[float]] | None = None
     teacher: dict[str, Any] | None = None
     tables: dict[str, str] = dataclasses.field(default_factory=dict)
+    budget: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def bytes(self) -> bytes:
@@ -85,6 +86,11 @@ class Plan:
         """Their names, or nothing."""
         return tuple(self.source["class_names"])
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Of each field whose codec was chosen for a budget: that budget."""
+        return {name: choice["asked"] for name, choice in self.budget.items()}
+
     def unit_range(self, unit: int) -> tuple[int, int]:
         """First row of a unit, and the row after its last."""
         return unit * self.unit_rows, min(self.rows, (unit + 1) * self.unit_rows)
@@ -122,14 +128,16 @@ class Plan:
             "input_statistics": self.input_statistics,
             "teacher": self.teacher,
             "tables": self.tables,
+            **({"budget": self.budget} if self.budget else {}),
         }
 
     def check_same(self, theirs: Plan, store: Path) -> None:
         """Raise StoreMismatch, naming the first difference, unless `theirs` (on disk) plans the same store.
 
-        Tables are left out: they are fitted before the first unit, so whoever comes later takes those on disk.
+        Tables are left out, and of budgets all but what was asked for: both are measured before the first unit, so
+        whoever comes later takes what is on disk.
         """
-        ours, found = (dataclasses.replace(p, tables={}).to_json() for p in (self, theirs))
+        ours, found = (dataclasses.replace(p, tables={}, budget=p.asked).to_json() for p in (self, theirs))
         if difference := differing(_by_name(ours), _by_name(found)):
             key, a, b = difference
             raise StoreMismatch(

@@ -9,7 +9,7 @@ from kdcache.errors import StoreDamaged, StoreMismatch, TrustError
 from kdcache.files import disk_errors
 from kdcache.store.guard import HEX64, MAX_ROWS, check_int, keys, parse_canonical, read_canonical, safe
 from kdcache.store.plan import COMPRESSIONS, PLAN, VERSION, Plan
-from kdcache.store.schema import fields_from_json
+from kdcache.store.schema import StoredField, fields_from_json
 
 __all__ = ["plan_from_bytes", "plan_from_json", "read_plan"]
 
@@ -24,6 +24,12 @@ _SOURCE: dict[str, type | tuple[type, ...]] = {
     "class_names": list,
 }
 _ORDER: dict[str, type | tuple[type, ...]] = {"kind": str, "seed": int}
+_TOKENIZER: dict[str, type | tuple[type, ...]] = {
+    "vocabulary": (str, type(None)),
+    "size": int,
+    "special_tokens": dict,
+    "chat_template": (str, type(None)),
+}
 _CONTAINER: dict[str, type | tuple[type, ...]] = {"format": str, "compression": str}
 
 
@@ -63,8 +69,10 @@ def plan_from_json(value: Any, place: str) -> Plan:
             "tables": dict,
         },
         place,
+        also=("budget",),
     )
-    source, order = keys(table["source"], _SOURCE, f"{place}: source"), keys(table["order"], _ORDER, f"{place}: order")
+    source = keys(table["source"], _SOURCE, f"{place}: source", also=("tokenizer",))
+    order = keys(table["order"], _ORDER, f"{place}: order")
     container = keys(table["container"], _CONTAINER, f"{place}: container")
     rows = check_int(table["rows"], 1, MAX_ROWS, f"{place}: rows")
     block_rows = check_int(table["block_rows"], 1, 2**31, f"{place}: block_rows")
@@ -82,6 +90,8 @@ def plan_from_json(value: Any, place: str) -> Plan:
             f"{place}: container {safe(container['format'])!r} with compression {safe(container['compression'])!r} "
             f"is none of {COMPRESSIONS}"
         )
+    if "tokenizer" in source:
+        _check_tokenizer(source["tokenizer"], f"{place}: source.tokenizer")
     if not all(isinstance(name, str) for name in source["class_names"]):
         raise StoreDamaged(f"{place}: class_names are not strings")
     fields = fields_from_json(table["fields"], f"{place}: fields")
@@ -99,9 +109,20 @@ def plan_from_json(value: Any, place: str) -> Plan:
         _statistics(table["input_statistics"], place),
         table["teacher"],
         table["tables"],
+        _budget(table.get("budget", {}), fields, place),
     )
     _check_bounds(plan, place)
     return plan
+
+
+def _check_tokenizer(value: Any, place: str) -> None:
+    table = keys(value, _TOKENIZER, place)
+    check_int(table["size"], 1, 2**31, place)
+    for digest in (table["vocabulary"], table["chat_template"]):
+        if digest is not None and not HEX64.fullmatch(digest):
+            raise StoreDamaged(f"{place}: {safe(digest)!r} is not a SHA-256")
+    for number in table["special_tokens"].values():
+        check_int(number, 0, table["size"] - 1, f"{place}.special_tokens")
 
 
 def _check_bounds(plan: Plan, place: str) -> None:
@@ -131,3 +152,10 @@ def _statistics(value: Any, place: str) -> dict[str, list[float]] | None:
     ):
         raise StoreDamaged(f"{place}: input_statistics are not one mean and one positive std a channel")
     return table
+
+
+def _budget(value: Any, fields: tuple[StoredField, ...], place: str) -> dict[str, Any]:
+    known = {f.name for f in fields}
+    for name, choice in keys(value, {}, f"{place}: budget", tuple(known)).items():
+        keys(choice, {"asked": dict, "why": str, "measured": dict}, f"{place}: budget of {name}")
+    return dict(value)

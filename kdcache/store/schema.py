@@ -17,7 +17,8 @@ __all__ = ["StoredField", "columns_of", "differing", "fields_from_json", "plain_
 class StoredField:
     """One named quantity: `array` is what the codec gives back for one sample, `columns` what is on disk.
 
-    The column of suffix "" has the field's own name, any other is `<field>.<suffix>`.
+    The column of suffix "" has the field's own name, any other is `<field>.<suffix>`. `reduction`: what was done to a
+    feature map before its codec; `array` is what was left. A reader has no use for it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class StoredField:
     codec: str
     configuration: dict[str, Any]
     columns: dict[str, Array]
+    reduction: dict[str, Any] | None = None
 
     def column(self, suffix: str) -> str:
         """The name on disk of the column with this suffix."""
@@ -42,6 +44,7 @@ class StoredField:
             "array": _array(self.array),
             "codec": {"name": self.codec, "configuration": self.configuration},
             "columns": {suffix: _array(array) for suffix, array in self.columns.items()},
+            **({"reduction": self.reduction} if self.reduction else {}),
         }
 
 
@@ -73,16 +76,20 @@ def fields_from_json(value: Any, place: str) -> tuple[StoredField, ...]:
 
 
 def _field(value: Any, place: str) -> StoredField:
-    table = keys(value, {"name": str, "array": dict, "codec": dict, "columns": dict}, place)
+    table = keys(value, {"name": str, "array": dict, "codec": dict, "columns": dict}, place, also=("reduction",))
     codec = keys(table["codec"], {"name": str, "configuration": dict}, f"{place}.codec")
     if not table["columns"] or len(table["columns"]) > 16:
         raise StoreDamaged(f"{place}: a field has 1 to 16 columns")
+    reduction = table.get("reduction")
+    if "reduction" in table and (not isinstance(reduction, dict) or not reduction):
+        raise StoreDamaged(f"{place}: 'reduction' is no table that says something")
     return StoredField(
         check_name(table["name"], place),
         check_array(table["array"], place),
         check_name(codec["name"], place),
         codec["configuration"],
         {suffix and check_name(suffix, place): check_array(array, place) for suffix, array in table["columns"].items()},
+        reduction,
     )
 
 

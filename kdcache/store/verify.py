@@ -141,5 +141,6 @@ def describe(path: Path) -> dict[str, Any]:
             f.name: {"array": str(f.array), "codec": f.codec, **f.configuration, "bytes_per_row": f.width}
             for f in plan.fields
         },
+        "budget": plan.budget,
         "facts": manifest.facts if manifest else {},
     }

@@ -1,12 +1,12 @@
-"""What the stores of a fit say about it: the inputs, the classes, the labels, the fields to learn from."""
+"""What the stores of a fit say about it: the inputs, the classes, how much is labelled, the fields to learn from."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +20,35 @@ if TYPE_CHECKING:
 
 __all__ = ["Data", "open_data"]
 
+_READ_BYTES = 1 << 24
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Aligned stores, opened. `labels` is -1 where a row has none, and for every row where the stores keep none."""
+    """Aligned stores, opened.
+
+    `facts` is what the stores measured of their fields, named as `fields` are: {"fidelity": {field: ...}}. `scored`
+    int32 [N] is how many labels a row has: 1 or 0, or for a sequence as many as its positions that are scored (label
+    >= 0). `positions` is P, the targets of a sequence; None where a row is one sample with one label.
+    """
 
     readers: tuple[StoreReader, ...]
     fields: dict[str, StoredField]
+    facts: dict[str, Any]
     input: Array
     classes: int
     ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    scored: NDArray[np.int32]
+    positions: int | None
 
     @property
     def rows(self) -> int:
         return len(self.ids)
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Which rows have a label, bool [N]."""
+        return self.scored > 0
 
     @property
     def place(self) -> str:
@@ -50,12 +64,23 @@ class Data:
     def has_labels(self) -> bool:
         return "label" in self.fields
 
+    @property
+    def tokenizer(self) -> Mapping[str, Any] | None:
+        """What the plan keeps of the tokenizer; None where the inputs are no text."""
+        found: Mapping[str, Any] | None = self.readers[0].plan.source.get("tokenizer")
+        return found
+
+    @property
+    def sequence_fields(self) -> tuple[str, ...]:
+        """What a batch of sequences needs beside its inputs: which positions are scored, and which see each other."""
+        return () if self.positions is None else ("label", *(("segment",) if "segment" in self.fields else ()))
+
     def input_spec(self) -> InputSpec:
-        """The standardisation of the inputs that the first store's plan states; none if it states none."""
+        """The standardisation of the inputs that the first store's plan states; none for tokens."""
         from kdcache.models import InputSpec
 
         statistics = self.readers[0].plan.input_statistics
-        if statistics is None:
+        if statistics is None or self.positions is not None:
             return InputSpec(None, None)
         return InputSpec(tuple(statistics["mean"]), tuple(statistics["std"]))
 
@@ -80,7 +105,41 @@ def open_data(stores: Sequence[Path]) -> Iterator[Data]:
         classes = first.plan.classes or ("logits" in fields and fields["logits"].array.shape[-1])
         if not classes:
             raise UsageError(f"{first.path}: the store does not say how many classes there are and has no logits")
-        labels = (
-            named["label"][0].read_column("label") if "label" in fields else np.full(first.rows, -1, dtype=np.int64)
+        shape = fields["label"].array.shape if "label" in fields else ()
+        if "label" not in fields and "logits" in fields and len(fields["logits"].array.shape) > 1:
+            raise UsageError(
+                f"{first.path}: its logits are {fields['logits'].array}, those of a sequence, and it has no labels to "
+                "say which positions count; zip the store that has them, or dump it from a text source"
+            )
+        if len(shape) > 1 or (shape and len(fields["input"].array.shape) != 1):
+            raise UsageError(
+                f"{first.path}: labels {fields['label'].array} of inputs {fields['input'].array}: a row has one label, "
+                "or those of a sequence [P] of tokens [L]"
+            )
+        scored = _count(named["label"][0]) if "label" in fields else np.zeros(first.rows, np.int32)
+        yield Data(
+            readers,
+            fields,
+            {"fidelity": {name: _measured(reader, field) for name, (reader, field) in named.items()}},
+            fields["input"].array,
+            int(classes),
+            first.read_column("id"),
+            scored,
+            shape[0] if shape else None,
         )
-        yield Data(readers, fields, fields["input"].array, int(classes), first.read_column("id"), labels)
+
+
+def _measured(reader: StoreReader, field: StoredField) -> Any:
+    """What a store's manifest says of how well a field was kept; {} where it says nothing."""
+    found = reader.manifest.facts.get("fidelity")
+    return found.get(field.name, {}) if isinstance(found, Mapping) else {}
+
+
+def _count(reader: StoreReader) -> NDArray[np.int32]:
+    """How many labels at least 0 each row has; read in runs, so that a large store of sequences needs no memory."""
+    step = max(1, _READ_BYTES // reader.columns["label"].width)
+    found = np.empty(reader.rows, np.int32)
+    for start in range(0, reader.rows, step):
+        labels = reader.read_column("label", start, start + step)
+        found[start : start + step] = (labels >= 0).reshape(len(labels), -1).sum(axis=1)
+    return found

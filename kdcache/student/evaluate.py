@@ -2,41 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdcache.arrays import Array
 from kdcache.errors import CheckpointError, UsageError
 from kdcache.loader import StreamingLoader
 from kdcache.models import InputSpec, WeightsInfo, load_model
+from kdcache.sources.tokenizer import check_same_vocabulary
 from kdcache.store import StoreReader
 from kdcache.student.data import Data, open_data
+from kdcache.student.language import check_language_model, head_chunks, scored_positions
 from kdcache.student.module import Batch
+from kdcache.student.score import SUMS, has_best, score, teachers_best
+from kdcache.zoo.sequence import is_language_model
 
-__all__ = ["Evaluation", "check_evaluable", "evaluate", "evaluate_run", "evaluate_store", "predict"]
+__all__ = [
+    "Evaluation",
+    "Measured",
+    "check_evaluable",
+    "compared_fields",
+    "evaluate",
+    "evaluate_run",
+    "evaluate_store",
+    "measure_logits",
+    "measure_positions",
+    "predict",
+]
 
-Forward = Callable[[Batch], tuple[Tensor, Tensor | None]]
+
+class Measured(NamedTuple):
+    """One batch: its most likely classes int64 [B] (None of sequences), the sums of `score`, the objective's mean and
+    what that weighs: the rows, or of sequences the scored positions."""
+
+    guess: Tensor | None
+    sums: Tensor
+    objective: Tensor | None
+    weight: Tensor | int
+
+
+Forward = Callable[[Batch], Measured]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Means over the rows seen. `accuracy` and `loss` (cross-entropy, nats) are over labelled rows, None without any;
-    `objective` is the mean of the batches' objective, each weighted with its rows."""
+    """Means over the rows seen, of sequences over their scored positions. `accuracy` and `loss` (cross-entropy, nats)
+    are over labelled ones, None without any; `agreement` is the share that the teacher gives the same class, None where
+    the store does not keep its choice; `objective` is the mean of the batches' objective."""
 
     rows: int
     labelled: int
     accuracy: float | None
     loss: float | None
     objective: float | None
+    agreement: float | None
+    sequences: bool
+
+    def facts(self) -> dict[str, float | None]:
+        """{"loss", "accuracy"}, and for sequences {"perplexity" (exp of the loss), "agreement"?}."""
+        found = {"loss": self.loss, "accuracy": self.accuracy}
+        if self.sequences and self.loss is not None:
+            found["perplexity"] = math.exp(min(self.loss, 700.0))
+        if self.agreement is not None:
+            found["agreement"] = self.agreement
+        return found
 
 
 def evaluate(
@@ -46,50 +84,83 @@ def evaluate(
     reduce: Callable[[Tensor], Tensor] | None = None,
     predictions: list[Tensor] | None = None,
 ) -> Evaluation:
-    """One pass without gradients. `forward(batch)` gives logits [B, C] and, if wanted, the objective's batch mean.
+    """One pass without gradients. `forward` measures a batch.
 
     Sums stay on the device until the end; `reduce` adds them up over processes. `predictions` collects each batch's
     most likely classes, int64 [B].
     """
-    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    sums = torch.zeros(SUMS + 3, dtype=torch.float64, device=device)
+    sequences = False
     with torch.inference_mode():
         for batch in batches:
-            logits, objective = forward(batch)
-            guess = logits.argmax(dim=1)
-            if predictions is not None:
-                predictions.append(guess)
-            rows = len(guess)
-            sums[0] += rows
-            if objective is not None:
-                sums[4] += objective.double() * rows
-            label = batch.get("label")
-            if isinstance(label, Tensor):
-                sums[1] += (label >= 0).sum()
-                sums[2] += (guess == label).sum()
-                sums[3] += F.cross_entropy(logits.float(), label, ignore_index=-1, reduction="sum").double()
-        rows, labelled, right, entropy, objective_sum = (sums if reduce is None else reduce(sums)).tolist()
+            found = forward(batch)
+            sequences = found.guess is None
+            if predictions is not None and found.guess is not None:
+                predictions.append(found.guess)
+            sums[0] += len(batch["id"])
+            sums[3:] += found.sums
+            if found.objective is not None:
+                sums[1] += found.objective.double() * found.weight
+                sums[2] += found.weight
+        rows, objective, weight, labelled, right, entropy, compared, agreed = (
+            sums if reduce is None else reduce(sums)
+        ).tolist()
     return Evaluation(
         int(rows),
         int(labelled),
         right / labelled if labelled else None,
         entropy / labelled if labelled else None,
-        objective_sum / rows if rows else None,
+        objective / weight if weight else None,
+        agreed / compared if compared else None,
+        sequences,
     )
+
+
+def measure_logits(batch: Batch, logits: Tensor, objective: Tensor | None = None) -> Measured:
+    """A batch of single samples, from its logits [B, C]."""
+    label = batch.get("label")
+    guess, sums = score(logits, label if isinstance(label, Tensor) else None)
+    return Measured(guess, sums, objective, len(guess))
+
+
+def measure_positions(model: nn.Module, batch: Batch, objective: Tensor | None = None) -> Measured:
+    """A batch of sequences over its scored positions, and against `logits` where it has them."""
+    assert is_language_model(model)
+    scored = scored_positions(model, batch)
+    targets = scored.of(batch["logits"]) if "logits" in batch else None
+    sums = torch.zeros(SUMS, dtype=torch.float64, device=scored.label.device)
+    for logits, part in head_chunks(model, scored):
+        best = None if targets is None else teachers_best(targets[part])
+        sums += score(logits, scored.label[part], best)[1]
+    return Measured(None, sums, objective, len(scored.label))
 
 
 def evaluate_store(
     model: nn.Module, info: WeightsInfo, data: Data, device: torch.device, place: Path, batch_size: int = 512
 ) -> Evaluation:
-    """The model's accuracy and cross-entropy over every labelled row of a store; UsageError if the two do not fit."""
-    check_evaluable(info.input, info.outputs, data, place)
+    """The model's accuracy and cross-entropy over every labelled row of a store; UsageError if the two do not fit.
+
+    Of sequences the agreement with the teacher too, where the store keeps its most likely token.
+    """
+    check_evaluable(info.input, info.outputs, info.extra.get("tokenizer"), data, place)
     model.eval()
-    with closing(
-        StreamingLoader(data.readers, batch_size, shuffle=False, fields=("input", "label"), device=str(device))
-    ) as loader:
-        return evaluate(_plain(model, info.input_spec), loader, device)
+    fields: tuple[str, ...] = ("input", "label")
+    forward = _plain(model, info.input_spec)
+    if data.positions is not None:
+        check_language_model(model, info.model, data.input, data.positions, data.classes)
+        fields = ("input", *data.sequence_fields, *compared_fields(data))
+        batch_size, forward = max(1, batch_size // 16), lambda batch: measure_positions(model, batch)
+    with closing(StreamingLoader(data.readers, batch_size, shuffle=False, fields=fields, device=str(device))) as loader:
+        return evaluate(forward, loader, device)
 
 
-def check_evaluable(array: Array, outputs: int, data: Data, place: Path) -> None:
+def compared_fields(data: Data) -> tuple[str, ...]:
+    """The teacher's logits, where they tell its most likely class."""
+    logits = data.fields.get("logits")
+    return ("logits",) if logits is not None and has_best(logits.codec) else ()
+
+
+def check_evaluable(array: Array, outputs: int, tokenizer: Mapping[str, Any] | None, data: Data, place: Path) -> None:
     """UsageError unless a network of `place` for these inputs and so many outputs can be evaluated on `data`."""
     if array != data.input:
         raise UsageError(
@@ -101,14 +172,18 @@ def check_evaluable(array: Array, outputs: int, data: Data, place: Path) -> None
             f"{place}: has {outputs} outputs, and {data.place} has {data.classes} classes; "
             "evaluate on a store with the same classes"
         )
-    if not (data.labels >= 0).any():
+    if tokenizer is not None:
+        check_same_vocabulary(tokenizer, data.tokenizer, f"{place}", data.place)
+    if not data.labelled.any():
         raise UsageError(f"{data.place}: no row has a label, so there is nothing to evaluate against")
 
 
 def predict(
     model: nn.Module, readers: tuple[StoreReader, ...], spec: InputSpec, device: torch.device, batch_size: int = 512
 ) -> NDArray[np.int64]:
-    """The most likely class of every row of a store, int64 [N] in the order of its rows."""
+    """The most likely class of every row of a store, int64 [N] in the order of its rows; not for sequences."""
+    if readers[0].columns.get("label", Array("int64")).shape:
+        raise UsageError(f"{readers[0].path}: its rows are sequences, which have no single class; use `kdcache eval`")
     model.eval()
     guesses: list[Tensor] = []
     with closing(StreamingLoader(readers, batch_size, shuffle=False, fields=("input",), device=str(device))) as loader:
@@ -119,7 +194,7 @@ def predict(
 
 
 def evaluate_run(run: Path, store: Path, *, allow_import: bool = False) -> dict[str, Any]:
-    """The facts of `kdcache eval RUN --store STORE`: {"accuracy", "loss", "rows", "labelled", "store"}.
+    """The facts of `kdcache eval RUN --store STORE`: those of `Evaluation.facts`, {"rows", "labelled", "store"}.
 
     `allow_import`: the weights may name package.module:factory, code that is then run to build the network.
     """
@@ -133,8 +208,7 @@ def evaluate_run(run: Path, store: Path, *, allow_import: bool = False) -> dict[
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         found = evaluate_store(model.to(device), info, data, device, path)
         return {
-            "accuracy": found.accuracy,
-            "loss": found.loss,
+            **found.facts(),
             "rows": found.rows,
             "labelled": found.labelled,
             "store": data.digests[0],
@@ -142,9 +216,9 @@ def evaluate_run(run: Path, store: Path, *, allow_import: bool = False) -> dict[
 
 
 def _plain(model: nn.Module, spec: InputSpec) -> Forward:
-    def forward(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def forward(batch: Batch) -> Measured:
         stored = batch["input"]
         assert isinstance(stored, Tensor)
-        return model(spec.apply(stored)), None
+        return measure_logits(batch, model(spec.apply(stored)))
 
     return forward

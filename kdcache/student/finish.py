@@ -42,13 +42,15 @@ def finish(job: Job, state: FitState, eval_store: Path | None, accelerator: Any,
     )
     if accelerator.is_main_process:
         extra = {"stores": job.data.digests, "seed": job.seed, "step": kept}
+        if job.data.tokenizer is not None:
+            extra["tokenizer"] = dict(job.data.tokenizer)
         info = WeightsInfo(job.model, job.args, job.data.input, job.data.classes, spec, extra)
         save_weights(job.out / "model.safetensors", network, info)
         if eval_store is not None:
             with open_data([eval_store]) as other:
                 found = evaluate_store(network, info, other, accelerator.device, job.out)
-            job.record(metrics, state.step, "eval", {"loss": found.loss, "accuracy": found.accuracy})
-            result = replace(result, eval={"accuracy": found.accuracy, "loss": found.loss, "store": other.digests[0]})
+            job.record(metrics, state.step, "eval", found.facts())
+            result = replace(result, eval={**found.facts(), "store": other.digests[0]})
         write_result(job.out, result)
     accelerator.wait_for_everyone()
     return result
@@ -62,6 +64,6 @@ def evaluated(done: FitResult, job: Job, eval_store: Path | None) -> FitResult:
         if done.eval is not None and done.eval["store"] == other.digests[0]:
             return done
     facts = evaluate_run(job.out, eval_store, allow_import=True)
-    result = replace(done, eval={key: facts[key] for key in ("accuracy", "loss", "store")})
+    result = replace(done, eval={key: value for key, value in facts.items() if key not in ("rows", "labelled")})
     write_result(job.out, result)
     return result

@@ -58,6 +58,7 @@ def fit(
     from kdcache.student.evaluate import check_evaluable
     from kdcache.student.finish import evaluated, finish
     from kdcache.student.job import plan_job
+    from kdcache.student.language import check_language_model
     from kdcache.student.loop import open_loaders, run_loop
     from kdcache.student.metrics import Metrics
     from kdcache.student.module import Fitted, tap_shapes
@@ -87,7 +88,7 @@ def fit(
             return evaluated(done, job, eval_store)
         if eval_store is not None:  # found out now, not when the fit is done
             with open_data([eval_store]) as other:
-                check_evaluable(data.input, data.classes, other, out)
+                check_evaluable(data.input, data.classes, data.tokenizer, other, out)
 
         accelerator = open_accelerator(train.precision)
         stack.enter_context(only_one(out, accelerator.is_main_process))
@@ -96,8 +97,10 @@ def fit(
 
         torch.manual_seed(seed)
         network = build_model(model, args, input=data.input, outputs=data.classes)
+        if data.positions is not None:
+            check_language_model(network, model, data.input, data.positions, data.classes)
         adapters = job.objective.adapters(tap_shapes(network, job.objective.taps, data.input))
-        fitted = Fitted(network, adapters, job.objective, job.spec, stack)
+        fitted = Fitted(network, adapters, job.objective, job.spec, stack, data.positions is not None)
         wrapped = accelerator.prepare(fitted)
         loader, held = open_loaders(job, accelerator, stack)
         # Not prepared: Accelerate's wrapper looks for an optional library twice in every step, 0.1 ms.

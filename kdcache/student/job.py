@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.config import ObjectiveConfig, TrainConfig
+from kdcache.errors import UsageError
 from kdcache.fingerprint import canonical
 from kdcache.models import InputSpec
 from kdcache.objectives import Objective, compose
@@ -16,7 +17,7 @@ from kdcache.student.data import Data
 from kdcache.student.metrics import Metrics
 from kdcache.student.rows import Rows, choose_rows, evaluation_interval, planned_steps, steps_per_epoch
 
-__all__ = ["Job", "plan_job"]
+__all__ = ["Job", "check_augment", "plan_job"]
 
 # What changes how a fit is run, but not what comes out of it.
 _NO_MATTER = {"seeds", "checkpoint_seconds", "memory_mib"}
@@ -44,6 +45,12 @@ class Job:
     def trained_rows(self) -> int:
         return int(self.rows.train.sum())
 
+    @property
+    def by_label(self) -> tuple[bool, ...]:
+        """Which terms of the objective are means over labels: in sequences all but those on features."""
+        whole = self.data.positions is not None
+        return tuple(term.labelled or (whole and term.tap is None) for term in self.objective.terms)
+
     def batch_rows(self, step: int) -> int:
         """Rows of the global batch of the 0-based `step`: the batch size, or what is left at an epoch's end."""
         return min(self.train.batch_size, self.trained_rows - step % self.epoch_steps * self.train.batch_size)
@@ -59,6 +66,15 @@ class Job:
         fp32 = "" if self.train.precision == "fp32" else ', or set precision = "fp32"'
         clip = ", set train.clip_norm = 1.0" if self.train.clip_norm is None else ""
         return f"lower train.lr (now {self.train.lr:g}){clip}{fp32}"
+
+
+def check_augment(train: TrainConfig) -> None:
+    """UsageError where a fit on sequences of tokens would change images."""
+    if train.augment:
+        raise UsageError(
+            f"train.augment = {list(train.augment)} changes images, and these rows are sequences of tokens; "
+            "leave it out"
+        )
 
 
 def plan_job(
@@ -77,7 +93,9 @@ def plan_job(
     input_spec: InputSpec | None,
 ) -> Job:
     """Decide a fit; the parameters are those of `fit`."""
-    composed = compose(objective, data.fields, data.classes)
+    composed = compose(objective, data.fields, data.classes, data.facts)
+    if data.positions is not None:
+        check_augment(train)
     rows = choose_rows(data, train, composed.needs_labels_only if labels_only_rows is None else labels_only_rows)
     count = int(rows.train.sum())
     epoch_steps = steps_per_epoch(count, train.batch_size)

@@ -18,7 +18,7 @@ from kdcache.keyed import keyed_hash
 from kdcache.loader import StreamingLoader
 from kdcache.student.augment import augment, augment_generator
 from kdcache.student.checkpoint import write_checkpoint
-from kdcache.student.evaluate import evaluate
+from kdcache.student.evaluate import Measured, compared_fields, evaluate, measure_logits, measure_positions
 from kdcache.student.job import Job
 from kdcache.student.metrics import Metrics
 from kdcache.student.module import Batch, split_batch
@@ -26,6 +26,7 @@ from kdcache.student.processes import asked_to_stop, same_buffers, seed_device
 from kdcache.student.progress import Progress
 from kdcache.student.rows import remainder
 from kdcache.student.schedule import rate_factor
+from kdcache.student.shares import part_factors
 from kdcache.student.state import FitState
 
 __all__ = ["open_loaders", "run_loop"]
@@ -60,11 +61,12 @@ def run_loop(
             batch["input"] = augment(batch["input"], train.augment, augment_generator(job.seed, state.step, rank))
         seed_device(int(keyed_hash(dropout, np.array([state.step]))[0]), device)
         global_rows = job.batch_rows(state.step)
-        loss, terms = _backward(wrapped, batch, train.accumulate, accelerator, global_rows)
+        factors = _factors(job, state, accelerator)
+        loss, terms = _backward(wrapped, batch, train.accumulate, accelerator, factors)
         _update(state, train.clip_norm)
         state.step += 1
         state.samples += global_rows
-        state.losses.add(len(batch["id"]), loss, terms)
+        state.losses.add(global_rows, loss, terms)
         progress.stepped(state.step)
 
         evaluates = state.step % job.evaluate_every == 0 or state.step == job.steps
@@ -95,7 +97,8 @@ def run_loop(
 
 def open_loaders(job: Job, accelerator: Any, stack: ExitStack) -> tuple[StreamingLoader, StreamingLoader | None]:
     """The training rows in the order of the seed, and the held-out rows in the order of the store."""
-    train, fields = job.train, ("input", *job.objective.fields)
+    train = job.train
+    fields = tuple(dict.fromkeys(("input", *job.objective.fields, *job.data.sequence_fields)))
     place = {
         "world_size": accelerator.num_processes,
         "rank": accelerator.process_index,
@@ -120,7 +123,9 @@ def open_loaders(job: Job, accelerator: Any, stack: ExitStack) -> tuple[Streamin
     )
     if job.rows.held is None:
         return loader, None
-    label = ("label",) if job.data.has_labels else ()
+    label: tuple[str, ...] = ("label",) if job.data.has_labels else ()
+    if job.data.positions is not None:
+        label = ("label", *compared_fields(job.data))
     held = stack.enter_context(
         closing(
             StreamingLoader(
@@ -143,33 +148,38 @@ def _endless(loader: StreamingLoader) -> Iterator[dict[str, Any]]:
         yield from loader
 
 
-def _backward(
-    wrapped: Any, batch: Batch, parts: int, accelerator: Any, global_rows: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradients of the global batch's mean loss, from `parts` micro-batches; this process's mean loss and terms.
+def _factors(job: Job, state: FitState, accelerator: Any) -> list[tuple[float, ...]] | None:
+    """What each micro-batch weighs in the step that comes; None where it is the whole global batch."""
+    world, parts = accelerator.num_processes, job.train.accumulate
+    if world == parts == 1:
+        return None
+    epoch, within = divmod(state.step, job.epoch_steps)
+    first = within * job.train.batch_size
+    rows = state.loader.order(epoch)[first : first + job.batch_rows(state.step)]
+    return part_factors(job.data.scored[rows], job.by_label, accelerator.process_index, world, parts)
 
-    Gradients are averaged over processes as if all had equally many rows, so each loss is weighted with what it has.
+
+def _backward(
+    wrapped: Any, batch: Batch, parts: int, accelerator: Any, factors: list[tuple[float, ...]] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients of the global batch's mean loss, from at most `parts` micro-batches with these factors for each term.
+
+    Gives back loss and terms as they enter the gradients: their mean over processes is the global batch's.
     """
-    rows = len(batch["id"])
     micro = split_batch(batch, parts)
+    if factors is None:
+        loss, values, _ = wrapped(batch)
+        (loss if accelerator.scaler is None else accelerator.scaler.scale(loss)).backward()
+        return loss.detach(), values
     losses: list[Tensor] = []
     terms: list[dict[str, Tensor]] = []
-    shares = [len(part["id"]) / rows for part in micro]
-    for number, (part, share) in enumerate(zip(micro, shares, strict=True), 1):
+    for number, (part, weights) in enumerate(zip(micro, factors, strict=True), 1):
         with nullcontext() if number == len(micro) else accelerator.no_sync(wrapped):
-            loss, values, _ = wrapped(part)
-            weight = share * rows * accelerator.num_processes / global_rows
-            scaled = loss if weight == 1.0 else loss * weight
-            (scaled if accelerator.scaler is None else accelerator.scaler.scale(scaled)).backward()
+            loss, values, _ = wrapped(part, weights)
+            (loss if accelerator.scaler is None else accelerator.scaler.scale(loss)).backward()
         losses.append(loss.detach())
-        terms.append(values)
-    if len(micro) == 1:
-        return losses[0], terms[0]
-    total = torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum()
-    return total, {
-        name: torch.stack([values[name] * share for values, share in zip(terms, shares, strict=True)]).sum()
-        for name in terms[0]
-    }
+        terms.append({name: value * weight for (name, value), weight in zip(values.items(), weights, strict=True)})
+    return torch.stack(losses).sum(), {name: torch.stack([part[name] for part in terms]).sum() for name in terms[0]}
 
 
 def _update(state: FitState, clip_norm: float | None) -> None:
@@ -187,13 +197,16 @@ def _update(state: FitState, clip_norm: float | None) -> None:
 
 
 def _validate(job: Job, state: FitState, held: StreamingLoader, accelerator: Any) -> dict[str, float]:
-    """The objective over the held-out rows, {"loss", "accuracy"?}, the same in every process."""
+    """Over the held-out rows {"loss" (the objective), "accuracy"?, of sequences "perplexity" and "agreement"?}, the
+    same in every process."""
     same_buffers(state.fitted, accelerator)
     state.fitted.eval()
 
-    def forward(batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(batch: Batch) -> Measured:
         loss, _, logits = state.fitted(batch)
-        return logits, loss
+        if logits is None:
+            return measure_positions(state.fitted.model, batch, loss)
+        return measure_logits(batch, logits, loss)
 
     found = evaluate(forward, held, accelerator.device, accelerator.reduce)
     state.fitted.train()
@@ -201,4 +214,5 @@ def _validate(job: Job, state: FitState, held: StreamingLoader, accelerator: Any
         raise DataError(
             f"{job.out}: the loss over the held-out rows became {found.objective} at step {state.step}; {job.cure}"
         )
-    return {"loss": found.objective} | ({} if found.accuracy is None else {"accuracy": found.accuracy})
+    rest = {key: value for key, value in found.facts().items() if value is not None}
+    return rest | {"loss": found.objective}

@@ -2,65 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from itertools import pairwise
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdcache.arrays import Array
-from kdcache.codecs import SparseLogits
+from kdcache.codecs import Targets
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.models import InputSpec
 from kdcache.objectives import Objective
+from kdcache.student.language import scored_positions
+from kdcache.student.shares import cuts
 from kdcache.taps import tap_outputs
+from kdcache.zoo.sequence import is_language_model
 
 __all__ = ["Batch", "Fitted", "split_batch", "tap_shapes"]
 
-Batch = Mapping[str, Tensor | SparseLogits]
+Batch = Mapping[str, Targets]
 
 
 class Fitted(nn.Module):
-    """Everything that is trained. `DistributedDataParallel` wants every parameter inside one forward, so it is here."""
+    """Everything that is trained. `DistributedDataParallel` wants every parameter inside one forward, so it is here.
+
+    `sequences`: rows are tokens, and the network is a language model (`check_language_model`).
+    """
 
     def __init__(
-        self, model: nn.Module, adapters: nn.ModuleDict, objective: Objective, spec: InputSpec, hooks: ExitStack
+        self,
+        model: nn.Module,
+        adapters: nn.ModuleDict,
+        objective: Objective,
+        spec: InputSpec,
+        hooks: ExitStack,
+        sequences: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.adapters = model, adapters
-        self._objective, self._spec = objective, spec
+        self._objective, self._spec, self._sequences = objective, spec, sequences
         self._tapped = hooks.enter_context(tap_outputs(model, objective.taps))
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The loss to go backward from, every term's detached value, the logits float32 [B, C]."""
+    def forward(
+        self, batch: Batch, factors: tuple[float, ...] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """The loss to go backward from, every term's detached value, the logits float32 [B, C] (None of sequences).
+
+        `factors`: one for each term, by which its part of the loss is multiplied.
+        """
+        objective = self._objective if factors is None else _weighted(self._objective, factors)
+        if self._sequences:
+            return *self._over_positions(batch, objective), None
         stored = batch["input"]
         assert isinstance(stored, Tensor)
         x = self._spec.apply(stored)
         if x.device.type == "cpu" and x.data_ptr() % 64:
             x = x.clone()  # matrix products may round otherwise by their operands' alignment, which resuming changes
-        logits = self._logits(x)
+        logits: Tensor = self._run(lambda: self.model(x), len(x))
         # Losses and adapters in fp32 whatever the network ran in: KL of fp16 log-probabilities has few right digits.
         with torch.autocast(logits.device.type, enabled=False):
             outputs = {"logits": logits.float(), **{name: value.float() for name, value in self._tapped.items()}}
-            loss, terms = self._objective(outputs, batch, self.adapters)
+            loss, terms = objective(outputs, batch, self.adapters)
         return loss, terms, outputs["logits"]
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _over_positions(self, batch: Batch, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and terms over the scored positions of sequences, fused with the last layer: no [B, L, V] is made."""
+        model = self.model
+        assert is_language_model(model)
+        scored = self._run(lambda: scored_positions(model, batch), len(batch["id"]))
+        targets = {name: scored.of(batch[name]) for name in objective.fields if name != "label"}
+        return objective.fused(scored.hidden, model.head, {**targets, "label": scored.label}, self.adapters)
+
+    def _run(self, network: Callable[[], Any], rows: int) -> Any:
         """The network's own answer; whatever it raises is a UsageError, except that memory ran out."""
         try:
-            logits: Tensor = self.model(x)
+            return network()
         except (KdcacheError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # building it has tried it on two blank samples, in evaluation mode
             mode = "in training" if self.model.training else "in evaluation"
-            single = len(x) == 1 and "more than 1 value per channel" in str(error)  # batch norm
+            single = rows == 1 and "more than 1 value per channel" in str(error)  # batch norm
             cure = "; let every micro-batch have two: raise train.batch_size, lower train.accumulate" if single else ""
             raise UsageError(
                 f"the network {type(self.model).__name__} raised {type(error).__name__} {mode} "
-                f"on {len(x)} {'row' if len(x) == 1 else 'rows'}: {error}{cure}"
+                f"on {rows} {'row' if rows == 1 else 'rows'}: {error}{cure}"
             ) from error
-        return logits
+
+
+def _weighted(objective: Objective, factors: tuple[float, ...]) -> Objective:
+    terms = zip(objective.terms, factors, strict=True)
+    return replace(objective, terms=tuple(replace(term, weight=term.weight * factor) for term, factor in terms))
 
 
 def tap_shapes(model: nn.Module, taps: Mapping[str, str], sample: Array) -> dict[str, tuple[int, ...]]:
@@ -78,10 +111,7 @@ def tap_shapes(model: nn.Module, taps: Mapping[str, str], sample: Array) -> dict
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """The batch's rows in order, cut into at most `parts` micro-batches of nearly equal size."""
-    rows = len(batch["id"])
-    if parts == 1 or rows <= 1:
+    runs = cuts(len(batch["id"]), parts)
+    if len(runs) == 1:
         return [batch]
-    cuts = [rows * i // parts for i in range(parts + 1)]
-    return [
-        {name: value[first:last] for name, value in batch.items()} for first, last in pairwise(cuts) if last > first
-    ]
+    return [{name: value[first:last] for name, value in batch.items()} for first, last in runs]

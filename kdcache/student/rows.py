@@ -35,7 +35,7 @@ def choose_rows(data: Data, train: TrainConfig, labels_only: bool) -> Rows:
     Held out are the rows whose id's keyed hash falls below `holdout` * 2^64. The key is one constant, so every seed
     has the same ones, and a baseline's are those of the student's that carry a label.
     """
-    use = np.ones(data.rows, dtype=bool) if not labels_only else data.labels >= 0
+    use = np.ones(data.rows, dtype=bool) if not labels_only else data.labelled
     if not use.any():
         raise UsageError(
             f"{data.place}: none of its {data.rows} rows has a label, and the objective reads labels "
@@ -55,7 +55,7 @@ def choose_rows(data: Data, train: TrainConfig, labels_only: bool) -> Rows:
             f"{data.place}: holdout = {train.holdout} of {int(use.sum())} rows holds out "
             f"{int(held.sum())}; change train.holdout or leave early_stopping out"
         )
-    if train.early_stopping.metric == "val_accuracy" and not (data.labels[held] >= 0).any():
+    if train.early_stopping.metric == "val_accuracy" and not data.labelled[held].any():
         raise UsageError(
             f"{data.place}: none of the {int(held.sum())} held-out rows has a label, and early_stopping "
             "watches val_accuracy; watch val_loss"
@@ -66,7 +66,7 @@ def choose_rows(data: Data, train: TrainConfig, labels_only: bool) -> Rows:
 def rows_used(stores: Sequence[Path], objective: Sequence[ObjectiveConfig], train: TrainConfig) -> int:
     """How many rows of the stores a fit with this objective trains on, the held-out part not counted."""
     with open_data(stores) as data:
-        labels_only = compose(objective, data.fields, data.classes).needs_labels_only
+        labels_only = compose(objective, data.fields, data.classes, data.facts).needs_labels_only
         return int(choose_rows(data, train, labels_only).train.sum())
 
 

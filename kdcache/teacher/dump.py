@@ -18,7 +18,9 @@ from kdcache.interrupt import StopFlag, stop_requests
 from kdcache.sources import Source, open_source
 from kdcache.store import Plan, StoreWriter, read_plan
 from kdcache.store.manifest import Manifest
-from kdcache.teacher.batch import run_batch
+from kdcache.teacher.batch import run_ids, token_chunks
+from kdcache.teacher.budget import choices
+from kdcache.teacher.drift import check_drift
 from kdcache.teacher.frozen import FrozenTeacher, load_teacher
 from kdcache.teacher.planning import fit_tables, input_spec_of, inputs_plan, tables_on, teacher_plan
 from kdcache.teacher.unit import Columns, UnitBuffers, fill_unit
@@ -43,11 +45,12 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class DumpResult:
-    """The finished store and this process's share of the work."""
+    """The finished store, this process's share of the work, and the plan's choices for a budget."""
 
     manifest: Manifest
     rows: int
     seconds: float
+    budget: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def dump(
     StoreMismatch before any teacher runs if `out` holds a store with another plan.
     """
     progress = progress or _Silent()
-    source, teacher, plan = _prepare(recipe, weights, like)
     found = read_plan(out) if out.is_dir() else None
+    source, teacher, plan = _prepare(recipe, weights, like, found, out)
     if found:
         plan.check_same(found, out)
     tables = fit_tables(plan, source, teacher) if teacher and not found else {}
@@ -101,9 +104,10 @@ def dump(
     start = time.perf_counter()
     with stop_requests() as stop:
         rows = _write_units(writer, source, teacher, stop, progress)
+    check_drift(writer)
     manifest = writer.finish()
     assert manifest is not None, "every unit was committed, by this process or by another"
-    return DumpResult(manifest, rows, time.perf_counter() - start)
+    return DumpResult(manifest, rows, time.perf_counter() - start, writer.plan.budget)
 
 
 def estimate(recipe: Recipe, *, weights: Path | None = None, like: Path | None = None) -> Estimate:
@@ -113,24 +117,31 @@ def estimate(recipe: Recipe, *, weights: Path | None = None, like: Path | None =
     start, counted = time.perf_counter(), 0
     for first in range(0, len(ids), plan.batch_rows):
         some = ids[first : first + plan.batch_rows]
-        batch = source.read(some)["input"]
         if teacher:
-            run_batch(teacher, torch.from_numpy(batch), some)
+            outputs = run_ids(teacher, source, some)
+            for _ in token_chunks(teacher, outputs["hidden"], some) if "hidden" in outputs else ():
+                pass  # a language model's head is a good part of its work
+        else:
+            source.read(some)
         if first == 0 and len(ids) > plan.batch_rows:
             start = time.perf_counter()  # the first batch pays for warming up
         else:
-            counted += len(batch)
+            counted += len(some)
     rate = counted / max(time.perf_counter() - start, 1e-9)
     return Estimate(plan, {f.name: f.width for f in plan.fields}, rate)
 
 
-def _prepare(recipe: Recipe, weights: Path | None, like: Path | None) -> tuple[Source, FrozenTeacher | None, Plan]:
+def _prepare(
+    recipe: Recipe, weights: Path | None, like: Path | None, found: Plan | None = None, out: Path | None = None
+) -> tuple[Source, FrozenTeacher | None, Plan]:
+    """Everything up to the plan; `found` is the one in `out`, whose choices for a budget are taken over."""
     source = open_source(recipe.source)
     plan = inputs_plan(recipe, source, like)
     if recipe.teacher is None:
         return source, None, plan
     teacher = load_teacher(recipe.teacher, source.arrays["input"], source.classes, input_spec_of(plan), weights)
-    return source, teacher, teacher_plan(plan, recipe, source, teacher)
+    chosen = choices(recipe, source, teacher, plan, found, out)
+    return source, teacher, teacher_plan(plan, recipe, source, teacher, chosen)
 
 
 def _write_units(
@@ -147,6 +158,7 @@ def _write_units(
             first, last = plan.unit_range(unit)
             columns = committer.columns(last - first)
             facts = fill_unit(plan, unit, ids[first:last], source, teacher, tables, columns, stop, progress.advance)
+            check_drift(writer, unit, facts)
             committer.submit(unit, columns, facts)
             rows += last - first
     return rows

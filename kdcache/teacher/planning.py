@@ -14,20 +14,23 @@ from torch import Tensor
 
 from kdcache.arrays import Array
 from kdcache.codecs import CODECS
-from kdcache.config import FieldConfig, Recipe
+from kdcache.config import Recipe
 from kdcache.errors import StoreMismatch, UsageError
 from kdcache.models import InputSpec
 from kdcache.sources import Source
-from kdcache.store import Plan, StoredField, plain_field, read_plan
+from kdcache.store import Plan, plain_field, read_plan
 from kdcache.store.guard import safe
-from kdcache.teacher.batch import run_batch
+from kdcache.teacher.budget import Choice
+from kdcache.teacher.fields import teacher_fields
 from kdcache.teacher.frozen import FrozenTeacher
+from kdcache.teacher.pilot import PILOT_ROWS, pilot
+from kdcache.teacher.reductions import fitted_projection, needs_pilot
 
 __all__ = ["fit_tables", "input_spec_of", "inputs_plan", "tables_on", "teacher_plan"]
 
 _STATISTICS_ROWS = 8192
-_PILOT_ROWS = 4096
 _READ_ROWS = 1024
+STORED = ("id", "input", "segment", "label")  # what a source gives, in the order of a store's fields
 Tables = dict[str, dict[str, NDArray[Any]]]
 
 
@@ -50,13 +53,14 @@ def inputs_plan(recipe: Recipe, source: Source, like: Path | None = None) -> Pla
             "fingerprint": source.fingerprint(),
             "classes": source.classes,
             "class_names": list(source.class_names),
+            **getattr(source, "extra", {}),
         },
         order=dict(other.order) if other else {"kind": recipe.store.order, "seed": recipe.store.seed},
         unit_rows=layout.unit_rows,
         block_rows=layout.block_rows,
         batch_rows=min(_READ_ROWS, layout.unit_rows),
         container={"format": recipe.store.format, "compression": recipe.store.compression},
-        fields=tuple(plain_field(name, arrays[name]) for name in ("id", "input", "label") if name in arrays),
+        fields=tuple(plain_field(name, arrays[name]) for name in STORED if name in arrays),
     )
     if other and other.alignment != plan.alignment:
         raise StoreMismatch(
@@ -67,13 +71,17 @@ def inputs_plan(recipe: Recipe, source: Source, like: Path | None = None) -> Pla
     return dataclasses.replace(plan, input_statistics=_statistics(source, plan))
 
 
-def teacher_plan(plan: Plan, recipe: Recipe, source: Source, teacher: FrozenTeacher) -> Plan:
-    """The inputs plan with the teacher's fields added."""
+def teacher_plan(
+    plan: Plan, recipe: Recipe, source: Source, teacher: FrozenTeacher, chosen: Mapping[str, Choice] | None = None
+) -> Plan:
+    """The inputs plan with the teacher's fields added; `chosen`: the codecs of those that have a budget."""
+    chosen = chosen or {}
     return dataclasses.replace(
         plan,
         batch_rows=min(teacher.config.batch_size, plan.unit_rows),
         teacher=_describe(teacher),
-        fields=(*plan.fields, *_teacher_fields(recipe, source, teacher)),
+        fields=(*plan.fields, *teacher_fields(recipe, source, teacher, chosen)),
+        budget={name: choice.facts for name, choice in sorted(chosen.items())},
     )
 
 
@@ -86,8 +94,8 @@ def input_spec_of(plan: Plan) -> InputSpec:
 def _statistics(source: Source, plan: Plan) -> dict[str, list[float]] | None:
     """Mean and standard deviation per channel of integer inputs, over the first rows of the plan."""
     array = source.arrays["input"]
-    if array.dtype.startswith(("float", "bfloat")):
-        return None
+    if array.dtype.startswith(("float", "bfloat")) or "segment" in source.arrays:
+        return None  # the numbers of tokens are names
     ids = source.ids()[plan.permutation()[:_STATISTICS_ROWS]]
     axes = (0, 2, 3) if len(array.shape) == 3 else None
     total = square = np.float64(0)
@@ -115,42 +123,18 @@ def _describe(teacher: FrozenTeacher) -> dict[str, Any]:
     }
 
 
-def _teacher_fields(recipe: Recipe, source: Source, teacher: FrozenTeacher) -> tuple[StoredField, ...]:
-    first = source.ids()[:2]
-    outputs = run_batch(teacher, torch.from_numpy(source.read(first)["input"]), first)
-    logits = outputs["logits"]
-    if logits.ndim != 2 or logits.shape[1] != teacher.outputs:
-        raise UsageError(
-            f"teacher {teacher.config.model}: gives logits of shape {list(logits.shape[1:])}, expected "
-            f"[{teacher.outputs}], one for each class of the source"
-        )
-    fields = []
-    for name in ["logits", *teacher.config.taps]:
-        config = recipe.fields.get(name, FieldConfig(dtype="float16"))
-        array = Array("float32", tuple(outputs[name].shape[1:]))
-        codec = CODECS[config.codec]
-        try:
-            configuration = codec.configure(config.configuration(), array)
-        except UsageError as error:
-            raise UsageError(f"fields.{name}: {error}") from error
-        columns = codec.columns(array, configuration)
-        fields.append(StoredField(name, array, config.codec, configuration, columns))
-    return tuple(fields)
-
-
 def fit_tables(plan: Plan, source: Source, teacher: FrozenTeacher) -> Tables:
-    """The tables of every field whose codec is fitted on a pilot: the first rows of the (shuffled) plan."""
-    wanted = [f for f in plan.fields if CODECS[f.codec].NEEDS_PILOT]
-    if not wanted:
-        return {}
-    ids = source.ids()[plan.permutation()[:_PILOT_ROWS]]
-    pieces: dict[str, list[Tensor]] = {f.name: [] for f in wanted}
-    for start in range(0, len(ids), plan.batch_rows):
-        batch = ids[start : start + plan.batch_rows]
-        outputs = run_batch(teacher, torch.from_numpy(source.read(batch)["input"]), batch)
-        for name, kept in pieces.items():
-            kept.append(outputs[name].cpu())
-    return {f.name: dict(CODECS[f.codec].fit(torch.cat(pieces[f.name]), f.configuration)) for f in wanted}
+    """The tables that codecs and projections need, fitted on a pilot: the first rows of the (shuffled) plan."""
+    fitted = [f for f in plan.fields if CODECS[f.codec].NEEDS_PILOT or needs_pilot(f.reduction)]
+    outputs: dict[str, Tensor] = {}
+    if fitted:
+        ids = source.ids()[plan.permutation()[:PILOT_ROWS]]
+        outputs, _ = pilot(source, teacher, ids, plan.batch_rows, [f.name for f in fitted])
+    found = {f.name: fitted_projection(f.reduction, outputs.get(f.name)) for f in plan.fields}
+    for field in fitted:
+        if CODECS[field.codec].NEEDS_PILOT:
+            found[field.name] |= CODECS[field.codec].fit(outputs[field.name], field.configuration)
+    return {name: tables for name, tables in found.items() if tables}
 
 
 def tables_on(tables: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:

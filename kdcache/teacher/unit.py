@@ -12,13 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcache.codecs import CODECS, fidelity
-from kdcache.errors import Interrupted
+from kdcache.codecs import CODECS
+from kdcache.errors import Interrupted, UsageError
 from kdcache.interrupt import StopFlag
 from kdcache.sources import Source
 from kdcache.store import Plan, StoredField
-from kdcache.teacher.batch import run_batch
+from kdcache.teacher.batch import run_batch, token_chunks
+from kdcache.teacher.fidelity import UnitFidelity
 from kdcache.teacher.frozen import FrozenTeacher
+from kdcache.teacher.reductions import reduced
 
 __all__ = ["UnitBuffers", "fill_unit"]
 
@@ -49,21 +51,24 @@ def fill_unit(
     stop: StopFlag,
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Fill `columns` with the unit's rows (`ids` in plan order); returns its facts: fidelity, measured on unit 0.
+    """Fill `columns` with the unit's rows (`ids` in plan order); returns its facts: see `UnitFidelity`.
 
     Reading runs ahead in a thread. Raises TeacherError naming the samples, Interrupted when `stop` is.
     """
     columns["id"][:] = ids
     logits = next((field for field in plan.fields if field.name == "logits"), None)
-    measured = _Fidelity(logits) if unit == 0 and logits else None
+    measured = UnitFidelity(logits, whole=unit == 0) if logits else None
     for first, last in _read_ahead(plan, ids, source, columns, stop):
         if teacher:
-            outputs = run_batch(teacher, torch.from_numpy(columns["input"][first:last]), ids[first:last])
+            some, inputs = ids[first:last], torch.from_numpy(columns["input"][first:last])
+            outputs = run_batch(teacher, inputs, some, _segment(columns, first, last))
             for field in plan.fields:
-                if field.name in outputs:
-                    encoded = _encode(field, outputs[field.name], tables[field.name], columns, first, last)
+                for start, end, whole, keys in _pieces(field, outputs, teacher, some):
+                    values = reduced(whole, field.reduction, tables[field.name])
+                    encoded = CODECS[field.codec].encode(values, field.configuration, tables[field.name], keys)
+                    _put(field, encoded, columns, (first, last), (start, end))
                     if measured and field is logits:
-                        measured.add(outputs[field.name], encoded, tables[field.name])
+                        measured.add(values, encoded, tables[field.name])
         advance(last - first)
     return measured.facts() if measured else {}
 
@@ -74,7 +79,7 @@ def _read_ahead(
     """Batch ranges of the unit, each once its input and label stand in `columns`."""
     ready: queue.Queue[tuple[int, int] | BaseException | None] = queue.Queue(_AHEAD)
     given_up = threading.Event()
-    names = [name for name in ("input", "label") if name in columns]
+    names = [name for name in ("input", "segment", "label") if name in columns]
 
     def put(item: tuple[int, int] | BaseException | None) -> bool:
         while not given_up.is_set():
@@ -114,33 +119,38 @@ def _read_ahead(
         thread.join()
 
 
-def _encode(
-    field: StoredField, values: Tensor, tables: dict[str, Tensor], columns: Columns, first: int, last: int
-) -> dict[str, Tensor]:
-    encoded = CODECS[field.codec].encode(values, field.configuration, tables)
+def _segment(columns: Columns, first: int, last: int) -> Tensor | None:
+    return torch.from_numpy(columns["segment"][first:last].astype(np.int64)) if "segment" in columns else None
+
+
+def _pieces(
+    field: StoredField, outputs: dict[str, Tensor], teacher: FrozenTeacher, ids: NDArray[np.int64]
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """(first, last, values, keys) of what a batch gives a field: all its rows at once, by sample id, or the logits of
+    a language model chunk by chunk of its positions, by id * P + position."""
+    numbers = torch.from_numpy(ids)
+    if field.name in outputs:
+        values = outputs[field.name]
+        yield 0, len(values), values, numbers.to(values.device)
+    elif field.name == "logits" and "hidden" in outputs:
+        hidden = outputs["hidden"]
+        targets = field.array.shape[0]
+        if hidden.shape[1] != targets:
+            raise UsageError(
+                f"teacher {teacher.config.model}: gives {hidden.shape[1]} targets a row, the store holds exactly "
+                f"{targets}, one for each label"
+            )
+        keys = (numbers[:, None] * targets + torch.arange(targets)).flatten().to(hidden.device)
+        for first, last, values in token_chunks(teacher, hidden, ids):
+            yield first, last, values, keys[first:last]
+
+
+def _put(
+    field: StoredField, encoded: dict[str, Tensor], columns: Columns, rows: tuple[int, int], piece: tuple[int, int]
+) -> None:
+    """Copy encoded columns to their place: of the batch's `rows`, with their positions laid flat, the `piece`."""
     for suffix, tensor in encoded.items():
-        target = torch.from_numpy(columns[field.column(suffix)][first:last])
+        target = torch.from_numpy(columns[field.column(suffix)][slice(*rows)])
         if field.columns[suffix].dtype == "bfloat16":
             target = target.view(torch.bfloat16)
-        target.copy_(tensor)
-    return encoded
-
-
-class _Fidelity:
-    """The mean over the unit's rows of KL(teacher ‖ decoded) of the logits, in nats by temperature."""
-
-    def __init__(self, field: StoredField) -> None:
-        self._field = field
-        self._sums: dict[str, float] = {}
-        self._rows = 0
-
-    def add(self, values: Tensor, encoded: dict[str, Tensor], tables: dict[str, Tensor]) -> None:
-        field = self._field
-        decoded = CODECS[field.codec].decode(encoded, field.array, field.configuration, tables)
-        for temperature, value in fidelity(values, decoded)["kl"].items():
-            self._sums[temperature] = self._sums.get(temperature, 0.0) + value * len(values)
-        self._rows += len(values)
-
-    def facts(self) -> dict[str, Any]:
-        kl = {temperature: total / self._rows for temperature, total in self._sums.items()}
-        return {"fidelity": {self._field.name: {"kl": kl, "bytes_per_row": self._field.width, "rows": self._rows}}}
+        target.flatten(0, target.ndim - tensor.ndim)[slice(*piece)].copy_(tensor)

@@ -1,13 +1,39 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
+from codec_contract import CodecContract
 
 from kdcache.arrays import Array
 from kdcache.codecs import dense
 from kdcache.errors import UsageError
+
+
+class TestDenseFloat32(CodecContract):
+    name = "dense"
+    configuration: ClassVar = {"dtype": "float32"}
+    most_kl = 0.0
+    golden_configuration: ClassVar = {"dtype": "float32"}
+    golden_bytes: ClassVar = {"": "00000040000080bf0000003f00000040" + "00" * 16}
+
+
+class TestDenseFloat16(CodecContract):
+    name = "dense"
+    configuration: ClassVar = {"dtype": "float16"}
+    most_kl = 1e-5
+    golden_configuration: ClassVar = {"dtype": "float16"}
+    golden_bytes: ClassVar = {"": "004000bc00380040" + "00" * 8}
+
+
+class TestDenseBfloat16(CodecContract):
+    name = "dense"
+    configuration: ClassVar = {"dtype": "bfloat16"}
+    most_kl = 1e-3
+    golden_configuration: ClassVar = {"dtype": "bfloat16"}
+    golden_bytes: ClassVar = {"": "004080bf003f0040" + "00" * 8}
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "float64"])

@@ -1,20 +1,43 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from codec_contract import CodecContract, logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from kdcache.arrays import Array
-from kdcache.codecs import lowrank
+from kdcache.codecs import fidelity, lowrank
 from kdcache.errors import StoreDamaged, TeacherError, UsageError
 
 CLASSES = 12
 ARRAY = Array("float32", (CLASSES,))
+
+
+class TestContract(CodecContract):
+    name = "lowrank"
+    configuration: ClassVar = {"bytes": 12}
+    most_kl = 0.003
+    golden_configuration: ClassVar = {"bytes": 4}
+    golden_tables: ClassVar = {
+        "basis": torch.tensor([[0.5, 0.5, -0.5, -0.5], [0.5, -0.5, 0.5, -0.5], [0.5, -0.5, -0.5, 0.5]]),
+        "mean": torch.tensor([0.25, -0.25, 0.0, 0.0]),
+        "step": torch.tensor([0.25, 0.5, 1.0]),
+        "bits": torch.tensor([12, 6, 3], dtype=torch.uint8),
+        "curve": torch.tensor([0.0, 0.05, 0.25]),
+    }
+    # Coefficients -0.625, 0.750703, 2.665969 and 511.875, -23.118670, 1.535404, whose codes are 2045, 33, 6 and
+    # 4095, 0, 5 in 12, 6 and 3 bits, the least significant bit first; any mean of a row.
+    golden_values: ClassVar = [
+        [1.645836, -2.270836, -0.645133, 1.270133],
+        [248.395867, 269.479133, -265.264537, -240.610463],
+    ]
+    golden_bytes: ClassVar = {"": "fd171a00ff0f1400"}
 
 
 def plane(rows: int, seed: int = 0) -> Tensor:
@@ -33,6 +56,7 @@ def fitted(pilot: Tensor, size: int) -> dict[str, Tensor]:
 def test_tables() -> None:
     tables = fitted(plane(2000), 4)
     assert {name: table.dtype for name, table in tables.items()} == {
+        "curve": torch.float32,
         "basis": torch.float32,
         "mean": torch.float32,
         "step": torch.float32,
@@ -47,15 +71,48 @@ def test_tables() -> None:
     assert (basis.gather(1, basis.abs().argmax(1, keepdim=True)) > 0).all()
 
 
-def test_water_filling_by_hand() -> None:
-    assert lowrank.share(torch.tensor([16.0, 4.0, 0.5], dtype=torch.float64), 4).tolist() == [3, 1, 0]
-    assert lowrank.share(torch.tensor([1.0, 1.0], dtype=torch.float64), 100).tolist() == [12, 12]
+def test_tables_without_a_curve_have_even_levels() -> None:
+    """Those of the first stores. Codes 2045, 33, 6 and 4095, 0, 5 of levels (c + 1/2 - half) * step."""
+    tables = {name: table for name, table in TestContract.golden_tables.items() if name != "curve"}
+    values = torch.tensor([[1.5625, -2.1875, -0.5625, 1.1875], [249.0625, 262.8125, -264.5625, -247.3125]])
+    stored = lowrank.encode(values, {"bytes": 4}, tables)
+    assert stored[""].numpy().tobytes().hex() == "fd171a00ff0f1400"
+    decoded = lowrank.decode(stored, Array("float32", (4,)), {"bytes": 4}, tables)
+    np.testing.assert_allclose(decoded, values - values.mean(1, keepdim=True), atol=1e-4)
 
 
-def test_one_bit_of_a_gaussian_steps_where_theory_says() -> None:
-    values = torch.randn(20_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    step = lowrank.search(values, torch.tensor([1]))
-    assert float(step) == pytest.approx(2 * math.sqrt(2 / math.pi), rel=0.08)  # Lloyd and Max: +-0.798
+def test_the_document_s_level() -> None:
+    """FORMAT.md: code 6 of 3 bits, step 1/2, curve 1/4 is 1.332985."""
+    tables = {
+        "basis": torch.tensor([[1.0, -1.0]]) / math.sqrt(2),
+        "mean": torch.zeros(2),
+        "step": torch.tensor([0.5]),
+        "curve": torch.tensor([0.25]),
+        "bits": torch.tensor([3], dtype=torch.uint8),
+    }
+    stored = {"": torch.tensor([[6, 0, 0, 0]], dtype=torch.uint8)}
+    decoded = lowrank.decode(stored, Array("float32", (2,)), {"bytes": 4}, tables)
+    assert decoded[0, 0].item() * math.sqrt(2) == pytest.approx(1.332985, abs=1e-6)
+
+
+def test_temperatures_move_the_error() -> None:
+    """Rounding for T = 4 alone must win there and lose at T = 1 against rounding for T = 1 alone."""
+    pilot, values, array = logits(512, 20, seed=1), logits(500, 20), Array("float32", (20,))
+    found = {}
+    for temperature in (1, 4):
+        configuration = lowrank.configure({"bytes": 8, "temperatures": [temperature]}, array)
+        assert lowrank.configure(configuration, array) == configuration
+        tables = {name: torch.from_numpy(table) for name, table in lowrank.fit(pilot, configuration).items()}
+        stored = lowrank.encode(values, configuration, tables)
+        found[temperature] = fidelity(values, lowrank.decode(stored, array, configuration, tables), (1, 4))["kl"]
+    assert found[4]["4"] < found[1]["4"]
+    assert found[1]["1"] < found[4]["1"]
+
+
+@pytest.mark.parametrize("wrong", [[], [0], [True], "1", [1.0] * 9, [math.nan], 2.0])
+def test_bad_temperatures(wrong: object) -> None:
+    with pytest.raises(UsageError, match=r"temperatures = .*give one to eight numbers"):
+        lowrank.configure({"bytes": 8, "temperatures": wrong}, Array("float32", (20,)))
 
 
 def test_decoded_logits_are_centred_and_near() -> None:
@@ -105,8 +162,8 @@ def test_outliers_are_clipped_not_wrapped() -> None:
 @pytest.mark.parametrize(
     ("size", "classes", "message"),
     [
-        (3, 100, "give 4 to 149"),
-        (150, 100, "give 4 to 149"),
+        (3, 100, "give 4 to 198"),
+        (199, 100, "give 4 to 198"),
         (None, 100, "bytes = None"),
         (8.0, 100, "bytes = 8.0"),
         (4, 3, "nothing to gain on 3 classes"),
@@ -140,6 +197,8 @@ def test_pilots_that_cannot_be_fitted() -> None:
         ("basis", lambda basis: basis[:, :4], "table 'basis'"),
         ("step", lambda step: step / 0, "'step' holds NaN or infinity"),
         ("mean", lambda mean: mean.reshape(1, -1), "table 'mean'"),
+        ("curve", lambda curve: curve - 1, "table 'curve' bends"),
+        ("curve", lambda curve: curve + 1, "0 to 16 can be"),
     ],
 )
 def test_hostile_tables_are_damage(name: str, change: object, message: str) -> None:

@@ -1,8 +1,9 @@
 """How the golden stores were made: `python tests/golden/make.py`. They are never made again.
 
-Two finished stores of format version 1 with the same content, that every later version must read: 45 rows in blocks of
-16, in units of 32 (Parquet) or one unit (HDF5, whose files are large when small), with dense, topk and lowrank columns
-and the tables of lowrank. Refuses to overwrite.
+Finished stores of format version 1 that every later version must read, as Parquet and as HDF5 with the same content.
+The first pair: 45 rows in blocks of 16, in units of 32 (Parquet) or one unit (HDF5, whose files are large when small),
+with dense, topk and lowrank columns and the tables of lowrank. The second, in `second/`: 16 rows with quant, sampled
+and threshold columns, one of them of two positions a row. Makes what is not there; refuses to overwrite.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +25,62 @@ from kdcache.store import Plan, StoredField, StoreWriter, open_store, plain_fiel
 
 HERE = Path(__file__).parent
 ROWS, CLASSES = 45, 10
-LOGITS = Array("float32", (CLASSES,))
-FIELDS = {
-    "dense": ("dense", {"dtype": "bfloat16"}),
-    "sparse": ("topk", {"k": 3}),
-    "packed": ("lowrank", {"bytes": 6}),
+LOGITS, POSITIONS, MAP = Array("float32", (CLASSES,)), Array("float32", (2, CLASSES)), Array("float32", (2, 3, 3))
+FIRST = {
+    "dense": (LOGITS, "dense", {"dtype": "bfloat16"}),
+    "sparse": (LOGITS, "topk", {"k": 3}),
+    "packed": (LOGITS, "lowrank", {"bytes": 6}),
 }
+SECOND = {
+    "draws": (LOGITS, "sampled", {"draws": 9, "seed": 5}),
+    "map": (MAP, "quant", {"bits": 4}),
+    "marks": (LOGITS, "threshold", {"k": 9, "dtype": "float16"}),
+    "rows": (LOGITS, "quant", {"bits": 8, "dtype": "float32"}),
+    "tokens": (POSITIONS, "threshold", {"k": 10, "temperature": 2.0, "seed": 5}),
+}
+SETS = {".": (FIRST, ROWS, {"fidelity": {"packed": 0.5}}), "second": (SECOND, 16, {})}
 
 
-def teacher_logits() -> torch.Tensor:
-    """float32 [45, 10]: small exact fractions, from integer arithmetic alone."""
-    places = np.arange(ROWS * CLASSES).reshape(ROWS, CLASSES)
+def teacher_values(array: Array, rows: int = ROWS) -> torch.Tensor:
+    """float32 [rows, *shape]: small exact fractions, from integer arithmetic alone."""
+    places = np.arange(rows * array.size).reshape(rows, *array.shape)
     return torch.from_numpy(((places * 7919 % 1021 - 510) / 64).astype(np.float32))
 
 
+def ids(rows: int) -> np.ndarray[Any, Any]:
+    return np.arange(rows, dtype=np.int64) * 3
+
+
 def main() -> None:
-    if any((HERE / name).exists() for name in ("parquet", "hdf5", "expected.json")):
+    missing = [folder for folder in SETS if not (HERE / folder / "expected.json").exists()]
+    if not missing:
         sys.exit(f"{HERE}: the golden stores are there; a new format version gets new ones beside them")
+    for folder in missing:
+        make(HERE / folder, *SETS[folder])
+
+
+def make(folder: Path, fields: Mapping[str, Any], rows: int, facts: dict[str, Any]) -> None:
     stored, tables, columns = [], {}, {}
-    for name, (codec_name, wanted) in FIELDS.items():
+    for name, (array, codec_name, wanted) in fields.items():
         codec = CODECS[codec_name]
-        configuration = codec.configure(wanted, LOGITS)
-        stored.append(StoredField(name, LOGITS, codec_name, configuration, codec.columns(LOGITS, configuration)))
-        fitted = codec.fit(teacher_logits(), configuration)
+        configuration = codec.configure(wanted, array)
+        stored.append(StoredField(name, array, codec_name, configuration, codec.columns(array, configuration)))
+        values = teacher_values(array, rows)
+        fitted = codec.fit(values, configuration)
         if fitted:
             tables[name] = fitted
-        encoded = codec.encode(teacher_logits(), configuration, {k: torch.from_numpy(v) for k, v in fitted.items()})
-        for suffix, values in encoded.items():
-            values = values.view(torch.uint16) if values.dtype == torch.bfloat16 else values
-            columns[stored[-1].column(suffix)] = values.numpy()
-    columns["id"] = np.arange(ROWS, dtype=np.int64) * 3
-    columns["label"] = np.arange(ROWS, dtype=np.int64) % (CLASSES + 1) - 1
-    columns["input"] = (np.arange(ROWS * 12) * 37 % 251).astype(np.uint8).reshape(ROWS, 1, 3, 4)
+        keys = torch.from_numpy(ids(rows))
+        if len(array.shape) == 2:
+            keys = keys[:, None] * array.shape[0] + torch.arange(array.shape[0])
+        held = {k: torch.from_numpy(v) for k, v in fitted.items()}
+        for suffix, column in codec.encode(values, configuration, held, keys).items():
+            column = column.view(torch.uint16) if column.dtype == torch.bfloat16 else column
+            columns[stored[-1].column(suffix)] = column.numpy()
+    columns["id"] = ids(rows)
+    columns["label"] = np.arange(rows, dtype=np.int64) % (CLASSES + 1) - 1
+    columns["input"] = (np.arange(rows * 12) * 37 % 251).astype(np.uint8).reshape(rows, 1, 3, 4)
     plan = Plan(
-        rows=ROWS,
+        rows=rows,
         source={"name": "golden", "fingerprint": "0123456789abcdef" * 4, "classes": CLASSES,
                 "class_names": [*"abcdefgh", "naïve", "日本"]},
         order={"kind": "shuffled", "seed": 5},
@@ -71,20 +95,20 @@ def main() -> None:
     )  # fmt: skip
     hdf5 = dataclasses.replace(plan, unit_rows=48, container={"format": "hdf5", "compression": "none"})
     for planned in (plan, hdf5):
-        writer = StoreWriter(HERE / planned.container["format"], planned, tables)
+        writer = StoreWriter(folder / planned.container["format"], planned, tables)
         for unit in writer.work():
-            rows = planned.permutation()[slice(*planned.unit_range(unit))]
-            writer.write(unit, {name: np.ascontiguousarray(columns[name][rows]) for name in planned.columns},
-                         {"fidelity": {"packed": 0.5}} if unit == 0 else None)  # fmt: skip
+            order = planned.permutation()[slice(*planned.unit_range(unit))]
+            writer.write(unit, {name: np.ascontiguousarray(columns[name][order]) for name in planned.columns},
+                         facts if unit == 0 else None)  # fmt: skip
         writer.finish()
         (writer.path / "README.md").unlink()
     expected: dict[str, Any] = {}
     for name in ("parquet", "hdf5"):
-        with open_store(HERE / name) as store:
+        with open_store(folder / name) as store:
             expected[name] = {"digest": store.digest, "plan": store.plan.digest, "alignment": store.plan.alignment}
             expected["columns"] = {c: sha256([store.read_column(c).tobytes()]) for c in store.columns}
             expected["first"] = {c: store.read_column(c, 0, 2).tolist() for c in store.columns}
-    (HERE / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
+    (folder / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from kdcache.codecs import CODECS, SparseLogits
 from kdcache.store import Plan, StoredField, StoreReader, StoreWriter, open_store, plain_field
 
 CLASSES = 10
-WIDTH = 40  # bytes per row with topk logits: id 8, label 8, input 6, indices 4, values 8, tail 6
+WIDTH = 38  # bytes per row with topk logits: id 8, label 8, input 6, indices 2, values 8, tail 6
 
 
 def logits_of(rows: int, seed: int = 0) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -10,17 +10,17 @@ import torch
 
 import kdcache.objectives
 from kdcache.arrays import Array
-from kdcache.codecs import CODECS, SparseLogits
+from kdcache.codecs import SparseLogits
 from kdcache.config import ObjectiveConfig
 from kdcache.errors import UsageError
-from kdcache.objectives import OBJECTIVES, Objective, ce, compose, hint, kd, mse_logits
-from kdcache.objectives.compose import CENTRED_CODECS, SPARSE_CODECS
+from kdcache.objectives import OBJECTIVES, Objective, ce, compose, dkd, hint, jsd, kd, mse_logits
 
 
 @dataclass(frozen=True)
 class Stored:
     array: Array
     codec: str = "dense"
+    configuration: dict[str, Any] = field(default_factory=dict)
 
 
 FIELDS = {
@@ -28,7 +28,10 @@ FIELDS = {
     "input": Stored(Array("uint8", (28, 28))),
     "label": Stored(Array("int64")),
     "logits": Stored(Array("float16", (4,))),
-    "second": Stored(Array("float32", (4,)), "topk"),
+    "second": Stored(Array("float32", (4,)), "topk", {"k": 3}),
+    "best": Stored(Array("float32", (4,)), "topk", {"k": 1}),
+    "drawn": Stored(Array("float32", (4,)), "sampled", {"temperature": 2.0}),
+    "thinned": Stored(Array("float32", (4,)), "threshold", {"temperature": 1.0}),
     "low": Stored(Array("float32", (4,)), "lowrank"),
     "features.map": Stored(Array("float16", (6, 4, 4))),
     "features.vector": Stored(Array("float16", (6,))),
@@ -87,6 +90,46 @@ def test_fields_are_read_once() -> None:
     assert objective.fields == ("logits", "label", "second")
 
 
+def test_options_reach_their_functions() -> None:
+    logits, rows = student(), batch()
+    teacher, label = rows["logits"], rows["label"]
+    assert isinstance(label, torch.Tensor)
+    objective = made(
+        {"name": "dkd", "temperature": 2.0, "alpha": 0.5, "beta": 3.0},
+        {"name": "dkd"},
+        {"name": "jsd", "beta": 0.2, "temperature": 4.0},
+        {"name": "jsd"},
+    )
+    assert objective.fields == ("logits", "label")
+    _, values = objective({"logits": logits}, rows, objective.adapters({}))
+    assert values["dkd"] == dkd(logits, teacher, label, temperature=2.0, alpha=0.5, beta=3.0)
+    assert values["dkd.1"] == dkd(logits, teacher, label, temperature=1.0, alpha=1.0, beta=8.0)
+    assert values["jsd"] == jsd(logits, teacher, temperature=4.0, beta=0.2)
+    assert values["jsd.1"] == jsd(logits, teacher, temperature=1.0, beta=0.5)
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "mse_logits"])
+def test_logits_of_a_sequence_have_the_shape_of_its_labels(name: str) -> None:
+    fields = {
+        "label": Stored(Array("int32", (7,))),
+        "logits": Stored(Array("float32", (7, 4)), "topk", {"k": 3}),
+        "pooled": Stored(Array("float32", (4,))),
+        "other": Stored(Array("float32", (5, 4))),
+    }
+    assert compose([ObjectiveConfig(name=name)], fields, 4).terms[0].shape == (7, 4)
+    for wrong in ("pooled", "other", "label"):
+        with pytest.raises(UsageError, match=f"{wrong} is .* the 4 classes at each of the 7 positions"):
+            compose([ObjectiveConfig(name=name, field=wrong)], fields, 4)
+    del fields["label"]
+    if name != "dkd":
+        assert compose([ObjectiveConfig(name=name)], fields, 4).fields == ("logits",)
+
+
+def test_dkd_needs_labels() -> None:
+    with pytest.raises(UsageError, match="objective dkd: it needs the labels too, and the store has none; take kd"):
+        made({"name": "dkd"}, without="label")
+
+
 def test_terms_of_one_name_are_numbered() -> None:
     objective = made(
         {"name": "kd"}, {"name": "kd", "temperature": 4.0}, {"name": "ce"}, {"name": "kd", "field": "second"}
@@ -130,26 +173,6 @@ def test_hints_have_an_adapter_each() -> None:
     assert all(parameter.grad is not None for parameter in adapters.parameters())
 
 
-CONFIGURATIONS = {"dense": {"dtype": "float32"}, "lowrank": {"bytes": 16}, "topk": {"k": 5, "dtype": "float32"}}
-
-
-@pytest.mark.parametrize("codec", sorted(CODECS))
-def test_a_codec_decodes_to_what_composing_takes_it_for(codec: str) -> None:
-    array, room = Array("float32", (20,)), CODECS[codec]
-    configuration = room.configure(CONFIGURATIONS[codec], array)
-    basis = torch.randn(3, 20, generator=torch.Generator().manual_seed(2))
-    teacher = 4 + torch.randn(64, 3, generator=torch.Generator().manual_seed(3)) @ basis
-    tables = {name: torch.from_numpy(table) for name, table in room.fit(teacher, configuration).items()}
-    decoded = room.decode(room.encode(teacher, configuration, tables), array, configuration, tables)
-    assert isinstance(decoded, SparseLogits) == (codec in SPARSE_CODECS)
-    if isinstance(decoded, torch.Tensor):
-        assert bool((decoded.mean(1).abs() < 1e-3).all()) == (codec in CENTRED_CODECS)
-    objective = compose([ObjectiveConfig(name="kd", temperature=3.0)], {"logits": Stored(array, codec)}, 20)
-    loss, _ = objective({"logits": teacher - 9}, {"logits": decoded}, objective.adapters({}))
-    away, _ = objective({"logits": -teacher}, {"logits": decoded}, objective.adapters({}))
-    assert loss.item() == pytest.approx(0, abs=0.02 * away.item())
-
-
 def test_lowrank_logits_are_compared_centred() -> None:
     objective = made({"name": "mse_logits", "field": "low"}, {"name": "mse_logits"})
     logits, rows = student(), batch()
@@ -165,9 +188,9 @@ def test_lowrank_logits_are_compared_centred() -> None:
     ("config", "message"),
     [
         ({"name": "kdd"}, "objective 'kdd' is not known; did you mean 'kd'"),
-        ({"name": "zzz"}, r"known: ce, hard_label, hint, kd, mse_logits, soft_ce"),
+        ({"name": "zzz"}, r"known: ce, dkd, hard_label, hint, jsd, kd, kd_kept, mse_logits, reverse_kl, soft_ce"),
         ({"name": "kd", "field": "logit"}, "no field 'logit'; did you mean 'logits'"),
-        ({"name": "kd", "field": "zzz"}, r"no field 'zzz'; known: features.map"),
+        ({"name": "kd", "field": "zzz"}, r"no field 'zzz'; known: best, drawn, features.map"),
         (
             {"name": "kd", "field": "features.vector"},
             r"features.vector is float16\[6\]; it needs logits, .* the 4 classes",
@@ -176,9 +199,21 @@ def test_lowrank_logits_are_compared_centred() -> None:
         ({"name": "mse_logits", "temperature": 2.0}, "takes no temperature"),
         ({"name": "kd", "tap": "layer2"}, r"takes no tap \(found 'layer2'\)"),
         ({"name": "ce", "field": "logits"}, "reads the labels, not 'logits'"),
-        ({"name": "mse_logits", "field": "second"}, "second is stored with codec = 'topk'.*codec = \"dense\""),
+        ({"name": "mse_logits", "field": "best"}, "best is stored with codec = 'topk', k = 1: dump .* k = 2 or more"),
         ({"name": "hint", "tap": "x", "field": "second"}, "second is stored with codec = 'topk'"),
         ({"name": "kd", "field": "second", "temperature": 0.5}, 'temperature = 0.5 is below 1.*codec = "dense"'),
+        ({"name": "kd", "field": "drawn"}, r"temperature = 1, .*'sampled'.*at T = 2, .*set temperature = 2"),
+        ({"name": "soft_ce", "field": "thinned", "temperature": 3.0}, r"= 3, .*'threshold'.*at T = 1, .*\"lowrank\""),
+        ({"name": "jsd", "field": "drawn", "temperature": 2.0}, "random draws, .*take kd or soft_ce"),
+        ({"name": "reverse_kl", "field": "thinned"}, "random draws, .*take kd or soft_ce"),
+        ({"name": "dkd", "field": "thinned"}, "random draws, .*take kd or soft_ce"),
+        ({"name": "mse_logits", "field": "thinned"}, "random draws, .*take kd or soft_ce"),
+        ({"name": "hint", "tap": "x", "field": "thinned"}, "random draws"),
+        ({"name": "jsd", "beta": 1.0}, "beta = 1.0 is the teacher's share"),
+        ({"name": "jsd", "beta": 0.0}, "beta = 0.0 is the teacher's share"),
+        ({"name": "jsd", "alpha": 1.0}, r"it takes no alpha \(found 1.0\)"),
+        ({"name": "kd", "beta": 1.0}, r"it takes no beta \(found 1.0\)"),
+        ({"name": "jsd", "field": "second", "temperature": 0.5}, "is below 1"),
         ({"name": "hint", "field": "features.map"}, 'name its module, for instance tap = "layer3"'),
         ({"name": "hint", "tap": "layer2"}, r"name the teacher's feature, field = .*'features.map'"),
         ({"name": "hint", "tap": "layer2", "field": "features.tokens"}, r"float16\[5, 6\]; it compares vectors"),

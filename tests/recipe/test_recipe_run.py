@@ -126,7 +126,7 @@ args = { hidden = [16] }
 steps = 30
 """
     recipe: Recipe = load_recipe(write(tmp_path, more=more))
-    folders, baseline_of, fits = _fits(resolve_students(recipe), Path("i"), Path("s"), None, Path("out"))
+    folders, baseline_of, fits = _fits(resolve_students(recipe), Path("i"), {None: Path("s")}, None, Path("out"))
     assert baseline_of == {"a": "baseline", "b": "baseline", "wide": "baseline-wide", "long": "baseline-long"}
     assert len(fits) == 2 * (3 + 4)
     assert len({stage.name for stage in fits}) == len(fits)

@@ -173,7 +173,7 @@ def test_one_seed_and_many_students(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, {"students": many, "seeds": [0]}, curves={name: [run] for name in many}))
     assert "so no spread could be measured" in page.text
     assert "Agreement" not in page.text  # a column that nobody fills
-    assert "the 7 most accurate of 9 students" in page.text
+    assert "the 7 best of 9 students" in page.text
 
 
 def test_a_hundred_classes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kdcache.report import paired, rows, summarise, verdict
+from kdcache.report.rows import HEADINGS, Row
 
 
 def results(**students: tuple[list[float], list[float]]) -> dict[str, Any]:
@@ -66,7 +67,73 @@ def test_what_was_not_measured_is_not_claimed(missing: dict[str, Any], said: str
 
 def test_rows_carry_the_numbers_in_words() -> None:
     teacher, baseline, student = rows(results(kd=([0.85, 0.86, 0.87], ALONE)))
-    assert teacher.cells == ("90.00", "–", "–", "–", "–", "1,234", "–")
-    assert baseline.cells[0] == "81.00 ± 1.00"
-    assert student.cells[:4] == ("86.00 ± 1.00", "+5.00 ± 0.00", "5.00", "yes")
+    assert shown(teacher) == {"Accuracy, %": "90.00", "Parameters": "1,234"}
+    assert shown(baseline) == {"Accuracy, %": "81.00 ± 1.00"}
+    assert shown(student) == {
+        "Accuracy, %": "86.00 ± 1.00",
+        "Gain, points": "+5.00 ± 0.00",
+        "Gain ÷ sd": "5.00",
+        "Beyond noise": "yes",
+    }
     assert rows({}) == []
+
+
+def shown(row: Row) -> dict[str, str]:
+    return {heading: cell for heading, cell in zip(HEADINGS, row.cells, strict=True) if cell != "–"}
+
+
+def language(**students: list[float]) -> dict[str, Any]:
+    """Results of language models given as name = perplexities; the baseline's are 40, 41, 42."""
+    alone = [40.0, 41.0, 42.0]
+    return {
+        "metric": "perplexity",
+        "teacher": {"perplexity": 30.0, "accuracy": 0.4},
+        "baseline": {"perplexity": summarise(alone), "accuracy": summarise([0.3, 0.3, 0.3])},
+        "students": {
+            name: {
+                "perplexity": summarise(ours),
+                "accuracy": summarise([0.31, 0.32, 0.33]),
+                "gain": paired(alone, ours),
+                "agreement": summarise([0.5, 0.5, 0.53]),
+                "target_bytes": 36,
+            }
+            for name, ours in students.items()
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ([36.0, 37.0, 38.0], "Distillation lowered perplexity by 4.00 over the same student fitted on labels alone"),
+        ([45.0, 46.0, 47.0], "Distillation raised perplexity by 5.00 over the same student fitted on labels alone"),
+        ([39.0, 40.0, 41.0], "Within noise: the distilled student differs"),
+    ],
+)
+def test_less_perplexity_is_better(ours: list[float], said: str) -> None:
+    assert verdict(language(kd=ours)).startswith(said)
+    mean = sum(ours) / 3
+    assert verdict(language(kd=ours)).endswith(
+        f"The student is at {mean:.2f} (perplexity), its teacher at 30.00 (perplexity)."
+    )
+
+
+def test_the_student_with_the_least_perplexity_is_the_best_of_several() -> None:
+    said = verdict(language(a=[36.0, 37.0, 38.0], b=[50.0, 50.0, 51.0], c=[40.0, 41.0, 42.5]))
+    assert said.startswith("Of 3 students, 1 beat the baseline, fitted on labels alone, by more than noise, 1 fell")
+    assert "−4.00 in perplexity, of which less is better (a); picked as the best of 3" in said
+
+
+def test_rows_of_language_models() -> None:
+    teacher, baseline, student = rows(language(kd=[36.0, 37.0, 38.0]))
+    assert shown(teacher) == {"Perplexity": "30.00", "Accuracy, %": "40.00"}
+    assert shown(baseline) == {"Perplexity": "41.00 ± 1.00", "Accuracy, %": "30.00 ± 0.00"}
+    assert shown(student) == {
+        "Perplexity": "37.00 ± 1.00",
+        "Accuracy, %": "32.00 ± 1.00",
+        "Perplexity saved": "+4.00 ± 0.00",
+        "Gain ÷ sd": "4.00",
+        "Beyond noise": "yes",
+        "Agreement, %": "51.00 ± 1.73",
+        "Bytes a target": "36",
+    }

@@ -148,3 +148,30 @@ def test_bounds(change: dict[str, object], error: type[KdcacheError] | None) -> 
     else:
         with pytest.raises(error, match=r"^here: "):
             plan_from_bytes(data, "here")
+
+
+TOKENIZER = {"vocabulary": "ab" * 32, "size": 300, "special_tokens": {"</s>": 299}, "chat_template": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "right"),
+    [
+        ({}, True),
+        ({"vocabulary": None, "chat_template": "cd" * 32, "special_tokens": {}}, True),
+        ({"vocabulary": "AB" * 32}, False),
+        ({"chat_template": "{{ messages }}"}, False),
+        ({"size": 0}, False),
+        ({"size": "300"}, False),
+        ({"special_tokens": {"</s>": 300}}, False),
+        ({"special_tokens": {"</s>": "0"}}, False),
+        ({"special_tokens": ["</s>"]}, False),
+        ({"merges": []}, False),
+    ],
+)
+def test_a_tokenizer_of_the_source(change: dict[str, object], right: bool) -> None:
+    data = example_plan(source={**example_plan().source, "tokenizer": {**TOKENIZER, **change}}).bytes
+    if right:
+        assert plan_from_bytes(data, "here").source["tokenizer"] == {**TOKENIZER, **change}
+    else:
+        with pytest.raises(StoreDamaged, match=r"^here: source.tokenizer"):
+            plan_from_bytes(data, "here")

@@ -142,7 +142,7 @@ def test_early_stopping_ends_the_fit_and_restores_the_best_weights(digits_store:
     with open_data([digits_store]) as data:
         held = choose_rows(data, train, True).held
         x = torch.from_numpy(data.readers[0].read_column("input")[held])
-        y = torch.from_numpy(data.labels[held])
+        y = torch.from_numpy(data.readers[0].read_column("label")[held])
     model.eval()
     with torch.no_grad():
         logits = model(info.input_spec.apply(x))
@@ -188,9 +188,9 @@ def test_adapters_are_trained_and_kept_but_not_exported(plain_store: Path, tmp_p
 def test_the_first_step_is_that_of_a_hand_written_loop(digits_store: Path, tmp_path: Path) -> None:
     small(digits_store, tmp_path, objective=CE, steps=1, optimizer="sgd", lr=0.1, momentum=0.0, batch_size=300)
     with open_data([digits_store]) as data:
-        known = data.labels >= 0
+        known = data.labelled
         x = torch.from_numpy(data.readers[0].read_column("input")[known]).float().sub(DIGITS_MEAN).div(DIGITS_STD)
-        y = torch.from_numpy(data.labels[known])
+        y = torch.from_numpy(data.readers[0].read_column("label")[known])
         torch.manual_seed(0)
         model = build_model("zoo:mlp", {"hidden": [32]}, input=data.input, outputs=10)
     torch.nn.functional.cross_entropy(model(x), y).backward()

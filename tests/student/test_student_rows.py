@@ -25,8 +25,8 @@ def test_a_baseline_holds_out_the_labelled_part_of_what_its_student_holds_out(di
         assert baseline.held is not None
         assert not (student.train & student.held).any()
         assert (student.train | student.held).all()
-        assert ((baseline.train | baseline.held) == (data.labels >= 0)).all()
-        assert (baseline.held == (student.held & (data.labels >= 0))).all()
+        assert ((baseline.train | baseline.held) == (data.labelled)).all()
+        assert (baseline.held == (student.held & (data.labelled))).all()
         assert 0.15 < student.held.mean() < 0.25
 
 

@@ -107,7 +107,8 @@ def test_fidelity_is_a_fact_of_unit_0_alone(weights: Path, tmp_path: Path, case:
     dump(recipe, tmp_path / "store")
     model, info = load_model(weights / "mlp.safetensors")
     with open_store(tmp_path / "store") as store, torch.inference_mode():
-        assert [bool(unit.facts) for unit in store.manifest.units] == [True, False, False, False]
+        assert ["fidelity" in unit.facts for unit in store.manifest.units] == [True, False, False, False]
+        assert [unit.facts["error"]["logits"]["rows"] for unit in store.manifest.units] == [64, 64, 64, 8]
         facts = store.manifest.facts["fidelity"]["logits"]
         field = store.fields["logits"]
         exact = model.eval()(info.input_spec.apply(torch.from_numpy(store.read_column("input", 0, 64)))).double()
@@ -124,10 +125,23 @@ def test_fidelity_is_a_fact_of_unit_0_alone(weights: Path, tmp_path: Path, case:
                 log_q = log_q.scatter(1, decoded.indices, kept.double())
             expected = float((p * (p.log() - log_q)).sum(1).mean())
             assert facts["kl"][str(t)] == pytest.approx(expected, rel=1e-4, abs=1e-7)
+            if t == 2:
+                error = store.manifest.units[0].facts["error"]["logits"]["mean"]
+                assert error == pytest.approx(expected, rel=1e-4, abs=1e-7)
         assert facts["rows"] == 64
         assert facts["bytes_per_row"] == field.width
     if case == "topk":
         assert facts["kl"]["1"] > 1e-4, "three of ten classes lose something"
+        true = torch.logsumexp(torch.log_softmax(exact, 1) / 2, 1)
+        kept, _ = decoded.log_probs(2)
+        errors = (decoded.log_p[:, 0].double() / 2 - kept[:, 0].double() - true).abs()
+        assert facts["log_z_error_mean"]["2"] == pytest.approx(float(errors.mean()), rel=1e-2)
+        assert (
+            facts["log_z_error"]["2"] <= facts["log_z_error_max"]["2"] == pytest.approx(float(errors.max()), rel=1e-2)
+        )
+        assert set(facts["log_z_error"]) == {"1", "1.5", "2", "3", "4", "6", "8", "12", "16", "20"}
+    else:
+        assert "log_z_error" not in facts
 
 
 def test_the_same_dump_twice_gives_the_same_bytes_and_nothing_of_the_machine(
