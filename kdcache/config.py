@@ -216,11 +216,11 @@ class FieldConfig(Table):
     k: Positive | None = Field(None, description="topk, threshold: classes kept a row")
     mass: Fraction | None = Field(None, description="topk: keep as many as reach this probability, at most k")
     anchor: Annotated[float, Field(gt=1)] | None = Field(
-        None, description="topk: a second temperature at which the tail's mass is exact"
+        None, description="topk: one more temperature at which the tail's mass is exact"
     )
     bytes: Positive | None = Field(None, description="lowrank: of a row")
     temperatures: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
-        None, description="lowrank: those that basis and rounding are chosen for"
+        None, description="lowrank: those that rounding is for; topk: where the tail is exact"
     )
     bits: Literal[4, 8] | None = Field(None, description="quant")
     per: Literal["row", "channel"] | None = Field(None, description="quant: what shares one scale")

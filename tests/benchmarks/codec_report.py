@@ -13,6 +13,7 @@ __all__ = ["budget_table", "hold", "peer_table"]
 Scores = Mapping[str, Mapping[float, Score]]
 Facts = Mapping[str, Mapping[str, float]]
 _WIDTH = 44
+_FLOOR = 1e-7  # what float32 sums cannot tell from 0: ratios are no larger than this allows
 
 
 def admitted(setting: Setting, facts: Facts) -> float:
@@ -59,8 +60,8 @@ def budget_table(best: Mapping[int, Setting], peers: Sequence[Setting], scores: 
                 by_cosine = max(others, key=lambda s: scores[s.name][t].cosine)
                 kl, cosine = scores[by_kl.name][t].kl, scores[by_cosine.name][t].cosine
                 line += (
-                    f"   {kl:8.2e} ({kl / max(ours.kl, 1e-15):6.3g}x) {by_kl.name:34} {cosine:7.4f} "
-                    f"({(1 - cosine) / max(1 - ours.cosine, 1e-15):6.3g}x) {by_cosine.name}"
+                    f"   {kl:8.2e} ({kl / max(ours.kl, _FLOOR):6.3g}x) {by_kl.name:34} {cosine:7.4f} "
+                    f"({(1 - cosine) / max(1 - ours.cosine, _FLOOR):6.3g}x) {by_cosine.name}"
                 )
             lines.append(line)
     return "\n".join(lines) + "\n"
@@ -83,7 +84,7 @@ def hold(best: Mapping[int, Setting], peers: Sequence[Setting], scores: Scores, 
     if classes == 100:
         lower = {
             (b, t): min(scores[s.name][t].kl for s in rivals(peers, facts, b, True))
-            / max(scores[best[b].name][t].kl, 1e-15)
+            / max(scores[best[b].name][t].kl, _FLOOR)
             for b in best
             for t in (2.0, 4.0)
             if rivals(peers, facts, b, True)

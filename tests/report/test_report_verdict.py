@@ -132,7 +132,7 @@ def test_rows_of_language_models() -> None:
         "Perplexity": "37.00 ± 1.00",
         "Accuracy, %": "32.00 ± 1.00",
         "Perplexity saved": "+4.00 ± 0.00",
-        "Gain ÷ sd": "4.00",
+        "Gain ÷ sd": "4",
         "Beyond noise": "yes",
         "Agreement, %": "51.00 ± 1.73",
         "Bytes a target": "36",

@@ -145,6 +145,7 @@ def test_sizes_between_those_on_the_ladder_are_found() -> None:
 
 
 BUDGET = "[fields.logits]\nbudget = { max_kl = 1e-3, at_temperature = [1, 4] }\n"
+QUICK = f'{BUDGET}codec = "dense"\n'
 
 
 def test_a_store_says_what_was_chosen_and_why(weights: Path, tmp_path: Path) -> None:
