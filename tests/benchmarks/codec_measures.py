@@ -88,10 +88,11 @@ def merged(parts: Iterator[dict[str, Tensor]]) -> Score:
     total: dict[str, Tensor] = {}
     for part in parts:
         total = {name: total[name] + value if total else value for name, value in part.items()}
+    floor = 1e-7 if total["kl"].dtype == torch.float32 else 0.0  # below it float32 sums say nothing
     rows, ours, dense = float(total["rows"]), total["ours"], total["dense"]
     return Score(
-        float(total["kl"]) / rows,
-        float(total["cosine"]) / rows,
+        max(float(total["kl"]) / rows, floor),
+        min(float(total["cosine"]) / rows, 1 - floor),
         float(torch.nn.functional.cosine_similarity(ours, dense, dim=0)),
         float(ours.norm() / dense.norm()),
         float(total["log_z"]) / rows,

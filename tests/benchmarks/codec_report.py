@@ -13,7 +13,7 @@ __all__ = ["budget_table", "hold", "peer_table"]
 Scores = Mapping[str, Mapping[float, Score]]
 Facts = Mapping[str, Mapping[str, float]]
 _WIDTH = 44
-_FLOOR = 1e-7  # what float32 sums cannot tell from 0: ratios are no larger than this allows
+_FLOOR = 1e-9  # ratios are no larger than this allows
 
 
 def admitted(setting: Setting, facts: Facts) -> float:

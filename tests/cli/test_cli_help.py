@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 from command import EXECUTABLE, Done, call, one_error_line
 
-COMMANDS = [[], ["convert"], ["data"], ["data", "list"], ["data", "get"], ["demo"], ["dump"], ["eval"], ["info"],
-            ["recipes"], ["run"], ["train"], ["verify"]]  # fmt: skip
+COMMANDS = [[], ["convert"], ["data"], ["data", "list"], ["data", "get"], ["demo"], ["dump"], ["eval"], ["fidelity"],
+            ["info"], ["recipes"], ["run"], ["train"], ["verify"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words) or "kdcache")

@@ -102,7 +102,7 @@ def test_set_reaches_the_recipe(folder: Path) -> None:
     words = ("dump", recipe, "--out", folder / "store", "--plan-only", "--json")
     plan = json.loads(kd(folder, *words, "--set", "source.rows=90", "--set", "fields.logits.k=2").out)
     assert plan["rows"] == 90
-    assert plan["fields"]["logits"] == 2 * 3 + 6
+    assert plan["fields"]["logits"] == 1 + 2 * 2 + 6  # two indices of 4 bits, two values, the tail
     one_error_line(kd(folder, *words, "--set", "store.unit_row=1"), 64, "'unit_rows'")
 
 

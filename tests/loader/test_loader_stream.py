@@ -233,7 +233,10 @@ def test_a_damaged_block_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 def test_values_that_cannot_be_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(values: Tensor, *rest: Any) -> dict[str, Tensor]:
-        return {**encode(values, *rest), "indices": torch.full((len(values), 2), CLASSES << 4 | CLASSES, dtype=torch.uint8)}
+        return {
+            **encode(values, *rest),
+            "indices": torch.full((len(values), 2), CLASSES << 4 | CLASSES, dtype=torch.uint8),
+        }
 
     encode = CODECS["topk"].encode
     monkeypatch.setattr(CODECS["topk"], "encode", wrong)

@@ -62,3 +62,13 @@ def test_alpha_temperature_runs_the_teacher_once_for_twelve_students(tmp_path: P
     assert [len(values) for values in found["grid"]["axes"].values()] == [3, 4]
     assert all(sds(found, name) > 3 for name in found["students"])
     assert len(list((tmp_path / "alpha-temperature" / "stages").glob("store*.json"))) == 1
+
+
+@pytest.mark.usefixtures("data_root")
+def test_language_model_compares_codecs_at_equal_bytes(tmp_path: Path) -> None:
+    found = results("language-model", tmp_path)
+    assert found["metric"] == "perplexity"
+    assert found["teacher"]["perplexity"] < found["baseline"]["perplexity"]["mean"]
+    width = {name: student["target_bytes"] for name, student in found["students"].items()}
+    assert width == {"dense": 4096, "topk": 37, "topk-alone": 37, "sampled": 37, "threshold": 37}
+    assert all(len(student["perplexity"]["seeds"]) == 3 for student in found["students"].values())

@@ -52,7 +52,7 @@ def test_results_say_what_was_measured(finished: Finished) -> None:
     facts = describe(finished.out / "store")
     assert (found["store"]["rows"], found["store"]["digest"]) == (200, facts["digest"])
     assert found["store"]["bytes_per_row"] == pytest.approx(facts["bytes"] / 200, abs=0.01)
-    assert found["store"]["target_bytes_per_row"] == 3 * 3 + 6
+    assert found["store"]["target_bytes_per_row"] == 2 + 3 * 2 + 6  # three indices of 4 bits, three values, the tail
     assert found["seeds"] == [0, 1]
     assert found["students"]["student"]["steps"] == found["baseline"]["steps"] == 20
     assert found["students"]["student"]["gain"]

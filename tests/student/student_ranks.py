@@ -7,16 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from student_runs import MLP_HINT, small
+from student_runs import KD, MLP_HINT, small
 
 import kdcache.student.loop as loop
 from kdcache.config import EarlyStopping
 
+HINTED = {"objective": MLP_HINT, "args": {"hidden": [16]}, "early_stopping": EarlyStopping(patience=5), "accumulate": 2}
+TOKENS = {"objective": KD, "model": "zoo:gpt", "args": {"width": 16, "layers": 1, "heads": 2}, "accumulate": 2}
 
-def main(store: Path, out: Path, notes: Path) -> None:
+
+def main(kind: str, store: Path, out: Path, notes: Path) -> None:
     """Fit into `out`; line t of `notes`/RANK is the ids of the rank's share of global batch t."""
     notes.mkdir(exist_ok=True)
     inner = loop._backward
+    options: dict[str, Any] = {"hinted": HINTED, "tokens": TOKENS}[kind]
     with (notes / os.environ.get("RANK", "0")).open("w") as file:
 
         def spied(wrapped: Any, batch: Any, *rest: Any) -> Any:
@@ -24,19 +28,8 @@ def main(store: Path, out: Path, notes: Path) -> None:
             return inner(wrapped, batch, *rest)
 
         loop._backward = spied
-        small(
-            store,
-            out,
-            epochs=2,
-            batch_size=34,
-            objective=MLP_HINT,
-            args={"hidden": [16]},
-            optimizer="sgd",
-            lr=0.02,
-            early_stopping=EarlyStopping(patience=5),
-            accumulate=2,
-        )
+        small(store, out, epochs=2, batch_size=34, optimizer="sgd", lr=0.02, **options)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(sys.argv[1], *map(Path, sys.argv[2:]))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from language_stores import bigram, prompts_hidden, tokens, write_tokens
 from safetensors.torch import load_file
 
 from kdcache.student import read_metrics
@@ -18,7 +19,7 @@ from kdcache.student import read_metrics
 HERE = Path(__file__).parent
 
 
-def fitted_by(processes: int, store: Path, folder: Path) -> list[list[list[str]]]:
+def fitted_by(processes: int, kind: str, store: Path, folder: Path) -> list[list[list[str]]]:
     """The ids of every batch of every rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -29,7 +30,7 @@ def fitted_by(processes: int, store: Path, folder: Path) -> list[list[list[str]]
     }
     if torch.cuda.is_available():  # two processes cannot share one GPU; without any, nobody has to say it
         environment["ACCELERATE_USE_CPU"] = "true"
-    script = [str(HERE / "student_ranks.py"), str(store), str(folder / "run"), str(folder / "notes")]
+    script = [str(HERE / "student_ranks.py"), kind, str(store), str(folder / "run"), str(folder / "notes")]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
     done = subprocess.run(
         [sys.executable, *(launch if processes > 1 else []), *script],
@@ -45,11 +46,16 @@ def fitted_by(processes: int, store: Path, folder: Path) -> list[list[list[str]]
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(plain_store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["hinted", "tokens"])
+def test_two_processes_take_the_steps_of_one(kind: str, plain_store: Path, tmp_path: Path) -> None:
+    store = plain_store
+    if kind == "tokens":  # with another number of scored positions in every row
+        rows, extra = tokens(0, 400)
+        store = write_tokens(tmp_path / "store", prompts_hidden(rows), extra, logits=bigram(rows), codec="topk", k=5)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    (alone,) = fitted_by(1, plain_store, tmp_path / "one")
-    first, second = fitted_by(2, plain_store, tmp_path / "two")
+    (alone,) = fitted_by(1, kind, store, tmp_path / "one")
+    first, second = fitted_by(2, kind, store, tmp_path / "two")
     assert len(alone) == len(first) == len(second) > 20
     for whole, even, odd in zip(alone, first, second, strict=True):
         assert whole[0::2] == even
