@@ -34,6 +34,8 @@ bench: setup  ## Print the benchmark tables
 	$(BIN)/python tests/benchmarks/loader.py
 	$(BIN)/python tests/benchmarks/dump.py
 	$(BIN)/python tests/benchmarks/train_overhead.py
+	$(BIN)/python tests/benchmarks/encode.py
+	$(BIN)/python tests/benchmarks/losses.py
 	$(BIN)/python tests/benchmarks/codecs.py
 
 clean:  ## Remove what the other targets made

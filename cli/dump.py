@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .options import as_json, folder, open_recipe, out, overrides, recipe_argument
+from .options import as_json, folder, one_store, open_recipe, out, overrides, recipe_argument, store_name
 from .progress import Bars
 
 __all__ = ["dump"]
@@ -19,6 +19,7 @@ __all__ = ["dump"]
 @recipe_argument
 @out("The store's folder; one that was begun is gone on with.")
 @overrides
+@store_name("Which of the recipe's [stores], where it names several.")
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="The teacher's weights (safetensors), instead of the recipe's."
 )
@@ -31,6 +32,7 @@ def dump(
     recipe: str,
     out: Path,
     settings: tuple[str, ...],
+    store_name: str | None,
     weights: Path | None,
     like: Path | None,
     plan_only: bool,
@@ -43,8 +45,9 @@ def dump(
 
     \b
     Example: kdcache dump recipe.toml --out store/ --set teacher.batch_size=1024
+    One of several: kdcache dump recipe.toml --store sampled --out stores/sampled/ --weights teacher.safetensors
     """
-    loaded = open_recipe(recipe, settings)
+    loaded = one_store(open_recipe(recipe, settings), store_name)
     from kdcache.recipe.watch import DumpWatch
     from kdcache.teacher import dump as run_dump
     from kdcache.teacher import estimate

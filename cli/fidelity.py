@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 
 from kdcache.errors import UsageError
 
-from .options import as_json, open_recipe, overrides, recipe_argument
+from .options import as_json, one_store, open_recipe, overrides, recipe_argument, store_name
 from .progress import Bars
 from .table import aligned
 
@@ -20,6 +21,7 @@ __all__ = ["fidelity"]
 @click.command()
 @recipe_argument
 @overrides
+@store_name("Of which of the recipe's [stores] the budget is (default: that of [fields]).")
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="The teacher's weights (safetensors), instead of the recipe's."
 )
@@ -49,6 +51,7 @@ __all__ = ["fidelity"]
 def fidelity(
     recipe: str,
     settings: tuple[str, ...],
+    store_name: str | None,
     weights: Path | None,
     field: str,
     max_kl: float | None,
@@ -67,7 +70,11 @@ def fidelity(
     \b
     Example: kdcache fidelity recipe.toml --max-kl 1e-3 --at-temperature 1 --at-temperature 4 --out tradeoff.svg
     """
+    _check_finite("--max-kl", max_kl)
+    for temperature in temperatures:
+        _check_finite("--at-temperature", temperature)
     loaded = open_recipe(recipe, settings)
+    loaded = one_store(loaded, store_name) if store_name else loaded
     target = _target(out)
     from kdcache.config import BudgetConfig, FieldConfig
     from kdcache.teacher.budget import choose
@@ -115,6 +122,12 @@ def fidelity(
                 click.echo(f"  {key} = {json.dumps(value)}")
     if refusal:
         raise refusal
+
+
+def _check_finite(option: str, value: float | None) -> None:
+    """Infinity and NaN are in every range that the command line can state."""
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"{option} {value}: give a finite number above 0")
 
 
 def _target(out: Path | None) -> Path | None:

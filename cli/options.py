@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import click
 
 from kdcache.config import Recipe
-from kdcache.recipe_file import load_recipe
+from kdcache.errors import UsageError
+from kdcache.near_misses import near_misses
+from kdcache.recipe_file import load_recipe, store_recipes
 
 from .recipes import find_recipe
 
@@ -19,11 +21,13 @@ __all__ = [
     "command_line",
     "folder",
     "jobs",
+    "one_store",
     "open_recipe",
     "out",
     "overrides",
     "recipe_argument",
     "store_argument",
+    "store_name",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,6 +60,11 @@ def as_json(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")(function)
 
 
+def store_name(what: str) -> Callable[[F], F]:
+    """--store NAME: one of the recipe's [stores]."""
+    return click.option("--store", "store_name", metavar="NAME", help=what)
+
+
 def jobs(function: F) -> F:
     """--jobs."""
     text = "Stages run at once (default: one on a GPU, else one for each core)."
@@ -67,6 +76,23 @@ def open_recipe(recipe: str, settings: tuple[str, ...] = ()) -> Recipe:
     path = find_recipe(recipe)
     sys.path.append(str(path.absolute().parent))
     return load_recipe(path, settings)
+
+
+def one_store(recipe: Recipe, name: str | None) -> Recipe:
+    """The recipe that dumps one store: that of [stores] which --store names, or the recipe itself if it has just one.
+
+    UsageError with the names, where one of several must be chosen.
+    """
+    stores = store_recipes(recipe)
+    if name in stores:
+        return stores[name]
+    if not recipe.stores:
+        raise UsageError(f"--store {name}: the recipe has no [stores], so there is just one; leave --store out")
+    if name is None:
+        raise UsageError(
+            f"the recipe names {len(stores)} stores: choose one with --store, of {', '.join(recipe.stores)}"
+        )
+    raise UsageError(f"--store {name}: is none of the recipe's [stores]; {near_misses(name, recipe.stores)}")
 
 
 def command_line() -> str:

@@ -35,7 +35,7 @@ def key_reference() -> Iterator[str]:
 def _kind(annotation: Any) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return " | ".join(f'"{word}"' for word in parts)
+        return " | ".join(_toml(value) for value in parts)
     if origin in (Union, types.UnionType):
         return " | ".join(_kind(part) for part in parts if part is not type(None))
     if origin in (list, tuple):
@@ -44,7 +44,7 @@ def _kind(annotation: Any) -> str:
         return "table"
     if origin is not None:  # Annotated
         return _kind(parts[0])
-    return {"str": "text", "int": "whole number", "float": "number", "Path": "path"}.get(
+    return {"str": "text", "bool": "true | false", "int": "whole number", "float": "number", "Path": "path"}.get(
         getattr(annotation, "__name__", ""), "any"
     )
 

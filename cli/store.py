@@ -32,7 +32,7 @@ def info(store: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     state = "complete" if facts["complete"] else f"unfinished: {facts['units_committed']} of {facts['units']} units"
-    teacher = safe(facts["teacher"]["model"]) if facts["teacher"] else "none"
+    teacher = safe(facts["teacher"].get("model")) if facts["teacher"] else "none"
     lines = {
         "store": f"{store} ({state})",
         "source": f"{safe(facts['source']['name'])}, {facts['rows']} rows, {_classes(facts)}",

@@ -50,6 +50,8 @@ def train(
 ) -> None:
     """Fit a student from a store alone; no teacher is loaded or imported.
 
+    The stores are those of --store, also where the recipe gives the student one of its [stores] by name.
+
     \b
     Example: kdcache train recipe.toml --store store/ --out student/ --eval-store eval/
     """

@@ -23,7 +23,7 @@ def configure(configuration: Mapping[str, Any], array: Array) -> dict[str, Any]:
     """{"dtype": name}; the default is the field's own. Integers are stored as what they are."""
     known_keys("dense", configuration, ("dtype",))
     dtype = configuration.get("dtype", array.dtype)
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UsageError(f"dense: dtype = {dtype!r} is not known; take one of {', '.join(DTYPES)}")
     if dtype != array.dtype and not (dtype in FLOATS and array.dtype in FLOATS):
         raise UsageError(f"dense: dtype = {dtype!r} does not hold a field of {array}; leave dtype out")

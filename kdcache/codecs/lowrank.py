@@ -104,7 +104,8 @@ def check(
     check_columns(stored, columns(array, configuration))
     if set(tables) - {"curve"} != {"basis", "mean", "step", "bits"}:
         raise StoreDamaged(
-            f"the field's tables are {sorted(tables)}; lowrank needs basis, bits, mean and step, and may have curve"
+            f"the field's tables are {str(sorted(tables))[:200]}; lowrank needs basis, bits, mean and step, "
+            "and may have curve"
         )
     rank, classes = tables["bits"].numel(), array.shape[-1]
     wanted = {
@@ -134,6 +135,10 @@ def check(
             f"table 'curve' bends the outermost level by {float(bend.min()):g} to {float(bend.max()):g}; "
             f"0 to {MOST_BEND:g} can be"
         )
+    outermost = level(torch.zeros_like(tables["step"]), tables["step"], tables["bits"].int(), _curve(tables))
+    reach = outermost.double().abs() @ torch.linalg.vector_norm(tables["basis"], torch.inf, dim=1).double()
+    if not reach + tables["mean"].abs().max() <= torch.finfo(torch.float32).max:
+        raise StoreDamaged("tables 'basis', 'mean' and 'step' reach beyond what float32 holds; run `kdcache verify`")
 
 
 def decode(

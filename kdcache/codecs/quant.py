@@ -42,7 +42,7 @@ def configure(configuration: Mapping[str, Any], array: Array) -> dict[str, Any]:
     if not array.shape or not array.dtype.startswith(("float", "bfloat")):
         raise UsageError(f"quant is for logits and feature maps, and this field is {array}; use the dense codec")
     bits = configuration.get("bits", 8)
-    if isinstance(bits, bool) or bits not in (4, 8):
+    if not isinstance(bits, int) or bits not in (4, 8):
         raise UsageError(f"quant: bits = {bits!r}; take 8 or 4")
     maps = len(array.shape) > 2
     per = configuration.get("per", "channel" if maps else "row")
@@ -95,6 +95,9 @@ def check(
         raise StoreDamaged("column 'range' holds NaN or infinity; run `kdcache verify`")
     if (ranges[..., 0] < 0).any():
         raise StoreDamaged("column 'range' holds a negative scale; run `kdcache verify`")
+    scale, zero = _apart(ranges)
+    if not (scale * (2 ** configuration["bits"] - 1) + zero).isfinite().all():
+        raise StoreDamaged("column 'range' reaches beyond what float32 holds; run `kdcache verify`")
 
 
 def decode(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ EARLY: Mapping[str, Any] = {"index_bits": None, "temperatures": None}
 EXACT_AT = (2.0, 4.0)
 WHOLE = (8, 16, 32)  # bits of an index that are a dtype of their own
 MOST_TEMPERATURES = 5
+HOTTEST = 1000.0
+CLOSEST = 1.01  # from one temperature to the next, as a factor: the polynomial divides by what lies between them
 IN_CACHE = 1 << 18  # float32 values
 
 
@@ -40,7 +43,7 @@ def configure(configuration: Mapping[str, Any], array: Array) -> dict[str, Any]:
     k             1 to C
     dtype         of the kept log-probabilities: "float16" (the default), "float32", or "uint8" (see `gaps`)
     mass          above 0, below 1: of the k, keep as many as reach this probability. k below C
-    temperatures  where the tail's mass is exact, besides 1 and infinity; default 2 and 4; at most four above 1
+    temperatures  where the tail's mass is exact, besides 1 and infinity; default 2 and 4; at most four above 1, to 1000
     anchor        one more of these
     index_bits    those of a class, filled in: 8, 16, or the fewest that hold C - 1 where that makes rows smaller. None
                   (with temperatures None) is an early store's: no packing, and other numbers for the tail
@@ -84,11 +87,16 @@ def _temperatures(configuration: Mapping[str, Any]) -> list[float]:
     """1 and those that were asked for, ascending."""
     wanted = configuration.get("temperatures", EXACT_AT)
     anchor = configuration.get("anchor", 1.0)
-    if not _finite(anchor) or (anchor <= 1 and "anchor" in configuration):
-        raise UsageError(f"topk: anchor = {anchor!r}; give a temperature above 1")
-    if not isinstance(wanted, Sequence) or isinstance(wanted, str) or not all(_finite(t) and t >= 1 for t in wanted):
-        raise UsageError(f"topk: temperatures = {wanted!r}; give a list of numbers of at least 1")
+    if not _served(anchor) or (anchor <= 1 and "anchor" in configuration):
+        raise UsageError(f"topk: anchor = {anchor!r}; give a temperature above 1, at most {HOTTEST:g}")
+    if not isinstance(wanted, Sequence) or isinstance(wanted, str) or not all(map(_served, wanted)):
+        raise UsageError(f"topk: temperatures = {wanted!r}; give a list of numbers from 1 to {HOTTEST:g}")
     found = sorted({1.0, float(anchor), *map(float, wanted)})
+    for lower, higher in pairwise(found):
+        if higher < CLOSEST * lower:
+            raise UsageError(
+                f"topk: the tail would be exact at {lower:g} and at {higher!r}, less than 1 % more; leave one out"
+            )
     if len(found) > MOST_TEMPERATURES:
         raise UsageError(
             f"topk: the tail would be exact at {found}; {MOST_TEMPERATURES} temperatures with 1 are the most"
@@ -96,8 +104,8 @@ def _temperatures(configuration: Mapping[str, Any]) -> list[float]:
     return found
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _served(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= HOTTEST
 
 
 def _index_bits(classes: int, k: int) -> int:

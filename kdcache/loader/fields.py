@@ -9,9 +9,11 @@ from torch import Tensor
 
 from kdcache.codecs import CODECS, Codec, QuantisedLogits, Targets
 from kdcache.errors import StoreDamaged, StoreMismatch, UsageError
+from kdcache.fingerprint import canonical
 from kdcache.loader.pool import Column
 from kdcache.near_misses import near_misses
 from kdcache.store import StoredField, StoreReader
+from kdcache.store.guard import safe
 
 __all__ = ["Decoder", "named_fields", "zip_fields"]
 
@@ -61,9 +63,11 @@ def _check_configuration(reader: StoreReader, field: StoredField, codec: Codec) 
     stated = {**getattr(codec, "EARLY", {}), **field.configuration}
     try:
         configuration = codec.configure(stated, field.array)
-        same = configuration == stated and codec.columns(field.array, configuration) == field.columns
+        # As JSON, since to Python 8.0 and True are the integers 8 and 1, and to codecs they are not.
+        same = canonical(configuration) == canonical(stated)
+        same = same and codec.columns(field.array, configuration) == field.columns
     except UsageError as error:
-        raise StoreDamaged(f"{reader.path}: field {field.name!r}: {error}") from error
+        raise StoreDamaged(f"{reader.path}: field {field.name!r}: {safe(error, 500)}") from error
     if not same:
         raise StoreDamaged(
             f"{reader.path}: field {field.name!r}: its columns are not those of codec {field.codec!r} with the "

@@ -23,7 +23,7 @@ from kdcache.errors import StorageError, UsageError
 from kdcache.loader.order import Int64s, Visits
 from kdcache.loader.slots import Slots
 
-__all__ = ["BlockPool", "BlockReader", "Column"]
+__all__ = ["BlockPool", "BlockReader", "Column", "least_slots"]
 
 _FAR = int(np.iinfo(np.int64).max)
 _LEAVE_SECONDS = 1.0  # how long close() waits for a thread that may be stuck in a read
@@ -43,6 +43,11 @@ class Column(NamedTuple):
     reader: BlockReader
     name: str
     width: int
+
+
+def least_slots(blocks: int, lanes: int) -> int:
+    """Slots without which the consumer could come to a standstill: one a lane and one more, or one for each block."""
+    return min(lanes + 1, blocks)
 
 
 class BlockPool:
@@ -66,12 +71,11 @@ class BlockPool:
         slot_bytes = self._slot_rows * width
         self.slots = min(len(blocks), memory_budget // slot_bytes)
         self.resident = self.slots == len(blocks)
-        if not self.resident and self.slots <= lanes:
-            needed = min(lanes + 1, len(blocks)) * slot_bytes
+        if self.slots < (least := least_slots(len(blocks), lanes)):
             raise UsageError(
                 f"{columns[0].reader.path}: memory_budget = {memory_budget} bytes holds {self.slots} blocks of "
-                f"{self._slot_rows} rows x {width} bytes, and {lanes} lanes need {min(lanes + 1, len(blocks))}: raise "
-                f"memory_budget to {needed}, or lower lanes"
+                f"{self._slot_rows} rows x {width} bytes, and {lanes} lanes need {least}: raise "
+                f"memory_budget to {least * slot_bytes}, or lower lanes"
             )
         self.bytes = self.slots * slot_bytes
         self._memory = [np.empty((self.slots * self._slot_rows, column.width), np.uint8) for column in columns]

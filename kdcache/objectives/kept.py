@@ -28,4 +28,4 @@ def kd_kept(student: Tensor, targets: Tensor | SparseLogits | QuantisedLogits, *
     log_p = torch.log_softmax((wide(targets.log_p) / temperature).masked_fill(~valid, NOTHING), dim=1)
     log_q = torch.log_softmax(wide(student) / temperature, dim=1).gather(1, targets.indices)
     p = log_p.exp()
-    return temperature**2 * row_mean(torch.where(p > 0, p * (log_p - log_q), 0))
+    return temperature**2 * row_mean(torch.where(p != 0, p * (log_p - log_q), 0))

@@ -59,7 +59,8 @@ def kd(student: Tensor, targets: Targets, *, temperature: float = 1.0) -> Tensor
         return temperature**2 * (cross - sampled_entropy(targets))
     log_q, log_p = softened(student, targets, temperature)
     p = log_p.exp()
-    return temperature**2 * row_mean(torch.where(p > 0, p * (log_p - log_q), 0))
+    # Not `p > 0`: a teacher's NaN would then count as 0, and only the gradient would have it.
+    return temperature**2 * row_mean(torch.where(p != 0, p * (log_p - log_q), 0))
 
 
 def soft_ce(student: Tensor, targets: Targets, *, temperature: float = 1.0) -> Tensor:
@@ -72,4 +73,4 @@ def soft_ce(student: Tensor, targets: Targets, *, temperature: float = 1.0) -> T
         return temperature**2 * sampled_cross_entropy(student, targets, temperature)
     log_q, log_p = softened(student, targets, temperature)
     p = log_p.exp()
-    return -(temperature**2) * row_mean(torch.where(p > 0, p * log_q, 0))
+    return -(temperature**2) * row_mean(torch.where(p != 0, p * log_q, 0))

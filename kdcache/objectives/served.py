@@ -74,7 +74,9 @@ def _check_sampled(place: str, spec: ObjectiveSpec, field: StoredField, stored: 
             f"{place}: {stored}: random draws, unbiased only where the teacher's probabilities stand once and alone, "
             'which they do not here: take kd or soft_ce, or dump the field with codec = "topk" or "lowrank"'
         )
-    drawn = float(field.configuration.get("temperature", 1.0))
+    drawn = field.configuration.get("temperature", 1.0)
+    if not isinstance(drawn, float):
+        raise StoreDamaged(f"{place}: {stored}, and plan.json has no temperature for it; restore it from a good copy")
     if temperature is not None and temperature != drawn:
         raise UsageError(
             f"{place}: temperature = {temperature:g}, and {stored}: draws from the teacher at T = {drawn:g}, which "
@@ -115,7 +117,7 @@ def _stated(name: str, facts: Mapping[str, Any]) -> dict[float, float]:
         found = found[key]
     try:
         return {float(temperature): float(error) for temperature, error in found.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise StoreDamaged(
             f"facts.fidelity.{name}.log_z_error: it maps temperatures to nats, and is something else; "
             "restore the manifest from a good copy"

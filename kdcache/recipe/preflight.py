@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdcache.config import Recipe
@@ -26,6 +26,7 @@ def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]
     from kdcache.sources import open_source
     from kdcache.student.job import check_augment
     from kdcache.student.language import check_language_model
+    from kdcache.student.memory import check_memory
     from kdcache.student.module import tap_shapes
     from kdcache.teacher.frozen import FrozenTeacher, load_teacher
     from kdcache.teacher.planning import inputs_plan, teacher_plan
@@ -47,10 +48,11 @@ def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]
         teacher = FrozenTeacher(blank, InputSpec(), config, classes)
     else:
         teacher = load_teacher(config, array, classes, InputSpec())
-    stored = {}
-    for store, variant in store_recipes(recipe).items():
+    plans, stored = {}, {}
+    variants = store_recipes(recipe)
+    for store, variant in variants.items():
         try:
-            plan = teacher_plan(inputs_plan(variant, source), variant, source, teacher)
+            plan = plans[store] = teacher_plan(inputs_plan(variant, source), variant, source, teacher)
         except UsageError as error:
             raise UsageError(f"stores.{store}: {error}" if store else str(error)) from error
         stored[store] = {field.name: field for field in plan.fields}
@@ -62,9 +64,20 @@ def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]
                 check_language_model(network, student.model, array, positions, classes)
                 check_augment(student.train)
             objective.adapters(tap_shapes(network, objective.taps, array))
+            if not objective.needs_labels_only:  # of the labelled rows alone there may be few
+                check_memory(
+                    plans[student.store], _read(variants[student.store], objective.fields, positions), student.train
+                )
         except UsageError as error:
             raise UsageError(f"student {name}: {error}") from error
     return {"positions": positions}
+
+
+def _read(recipe: Recipe, fields: Collection[str], positions: int | None) -> set[str]:
+    """What a fit reads of a store; without fields that have a budget, whose width is not known yet."""
+    sequences = () if positions is None else ("label", "segment")
+    undecided = {name for name, config in recipe.fields.items() if config.budget is not None}
+    return {"id", "input", *sequences, *fields} - undecided
 
 
 def _check_evaluation(recipe: Recipe, source: Source) -> None:

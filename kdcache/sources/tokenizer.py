@@ -25,6 +25,7 @@ END, MASK = "<|endoftext|>", "<|mask|>"
 _ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
 _MASKS = (MASK, "[MASK]", "<mask>")
 _SMALLEST = 256
+_LARGEST = 1 << 20  # several times the largest vocabulary in use
 _BATCH = 1024
 
 
@@ -105,6 +106,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, *, masked: bool = Fal
             f"[source] vocabulary = {vocabulary}: a byte-level vocabulary has {_SMALLEST} bytes and {len(special)} "
             f"special tokens, so at least {_SMALLEST + len(special)}"
         )
+    if vocabulary > _LARGEST:  # the library asks for the memory at once, and its process dies
+        raise UsageError(f"[source] vocabulary = {vocabulary}: at most {_LARGEST} tokens are trained here")
     level = library.pre_tokenizers.ByteLevel
     found = library.Tokenizer(library.models.BPE())
     found.pre_tokenizer = level(add_prefix_space=False)

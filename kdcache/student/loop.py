@@ -20,6 +20,7 @@ from kdcache.student.augment import augment, augment_generator
 from kdcache.student.checkpoint import write_checkpoint
 from kdcache.student.evaluate import Measured, compared_fields, evaluate, measure_logits, measure_positions
 from kdcache.student.job import Job
+from kdcache.student.memory import loader_budgets
 from kdcache.student.metrics import Metrics
 from kdcache.student.module import Batch, split_batch
 from kdcache.student.processes import asked_to_stop, same_buffers, seed_device
@@ -104,8 +105,7 @@ def open_loaders(job: Job, accelerator: Any, stack: ExitStack) -> tuple[Streamin
         "rank": accelerator.process_index,
         "device": str(accelerator.device),
     }
-    budget = train.memory_mib << 20
-    budget_held = 0 if job.rows.held is None else budget // 4
+    budget, budget_held = loader_budgets(train)
     loader = stack.enter_context(
         closing(
             StreamingLoader(
@@ -116,7 +116,7 @@ def open_loaders(job: Job, accelerator: Any, stack: ExitStack) -> tuple[Streamin
                 fields=fields,
                 rows=job.rows.train,
                 remainder=remainder(job.trained_rows, train.batch_size),
-                memory_budget=budget - budget_held,
+                memory_budget=budget,
                 **place,
             )
         )

@@ -44,6 +44,11 @@ def teacher_fields(
             configuration = codec.configure(keys, array)
         except UsageError as error:
             raise UsageError(f"fields.{name}: {error}") from error
+        if name != "logits" and name_of_codec == "quant" and configuration["bits"] == 4 and len(array.shape) < 3:
+            raise UsageError(
+                f"fields.{name}: quant with bits = 4 rounds vectors as logits, whose small values matter little, and "
+                f"this field is {array}; take bits = 8, or the dense codec"
+            )
         columns = codec.columns(array, configuration)
         fields.append(StoredField(name, array, name_of_codec, configuration, columns, reduction))
     return tuple(fields)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -66,16 +68,34 @@ def test_a_budget_that_nothing_meets(recipe: Path, tmp_path: Path) -> None:
     assert "nearest is topk" in last
 
 
-def test_what_cannot_be_measured(recipe: Path, tmp_path: Path) -> None:
-    one_error_line(kd(tmp_path, "fidelity", recipe, "--field", "features"), 64, "--field features: the teacher gives")
-    one_error_line(kd(tmp_path, "fidelity", recipe, "--out", tmp_path / "x.pdf"), 64, ".svg or .png")
-    one_error_line(kd(tmp_path, "fidelity", recipe, "--at-temperature", 0), 64, "--at-temperature")
-    one_error_line(
-        kd(tmp_path, "fidelity", recipe, "--set", "teacher.fit={epochs=1}"), 64, "trains its teacher", "--weights FILE"
-    )
-    bare = tmp_path / "bare.toml"
-    bare.write_text('[source]\nkind = "digits"\n')
-    one_error_line(kd(tmp_path, "fidelity", bare), 64, "no [teacher]")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--field", "features"], ["--field features: the teacher gives"]),
+        (["--out", "x.pdf"], [".svg or .png"]),
+        (["--at-temperature", "0"], ["--at-temperature"]),
+        (["--set", "teacher.fit={epochs=1}"], ["trains its teacher", "--weights FILE"]),
+        ([], ["no [teacher]"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_cannot_be_measured(
+    recipe: Path, words: list[str], said: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from kdcache_cli import main
+
+    if not words:
+        recipe = tmp_path / "bare.toml"
+        recipe.write_text('[source]\nkind = "digits"\n')
+    monkeypatch.setattr(sys, "argv", ["kdcache", "fidelity", str(recipe), *words])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    signal.signal(signal.SIGTERM, before)
+    out, err = capfd.readouterr()
+    one_error_line(Done(int(str(ended.value.code)), out, err), 64, *said)
 
 
 def test_a_budget_from_plan_to_info(recipe: Path, tmp_path: Path) -> None:

@@ -112,6 +112,41 @@ def test_another_recipe_into_the_same_store(folder: Path) -> None:
     one_error_line(done, 65, "another plan", str(folder / "store"))
 
 
+SEVERAL = (
+    ("[fields.logits]", "[stores.few.fields.logits]"),
+    ("[student]", '[stores.exact.fields.logits]\ndtype = "float32"\n[student]\nstore = "few"'),
+)
+
+
+def test_one_of_the_recipes_stores(folder: Path) -> None:
+    recipe = write_recipe(folder, IDX, *SEVERAL)
+    words = ("dump", recipe, "--out", folder / "exact")
+    one_error_line(kd(folder, *words), 64, "names 2 stores: choose one with --store, of few, exact")
+    one_error_line(kd(folder, *words, "--store", "fwe"), 64, "--store fwe", "did you mean", "'few'")
+    plain = ("dump", write_recipe(folder, IDX, name="plain"), "--out", folder / "exact", "--store", "few")
+    one_error_line(kd(folder, *plain), 64, "has no [stores]", "leave --store out")
+    plan = json.loads(kd(folder, *words, "--store", "few", "--plan-only", "--json").out)
+    assert plan["fields"]["logits"] == 2 + 2 * 3 + 6
+    assert not (folder / "exact").exists()
+    facts = json.loads(kd(folder, *words, "--store", "exact", "--json").out)
+    assert facts["fidelity"]["logits"]["bytes_per_row"] == 40
+    # The student's own store is another one; the folder that is given is what it learns from.
+    done = kd(folder, "train", recipe, "--store", folder / "exact", "--out", folder / "fit", "--json")
+    assert done.code == 0, done.err
+    assert json.loads((folder / "fit" / "result.json").read_text())["stores"] == [facts["digest"]]
+
+
+def test_the_budget_of_one_of_the_stores(folder: Path) -> None:
+    exact = 'k = 3\n[stores.exact.fields.logits]\ncodec = "dense"\nbudget = { max_bytes = 40 }\n'
+    recipe = write_recipe(folder, IDX, SEVERAL[0], ("k = 3\n", exact))
+    done = kd(folder, "fidelity", recipe, "--store", "exact", "--rows", "40", "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert (facts["chosen"], facts["budget"]["max_bytes"]) == ("dense dtype float32", 40)
+    assert {trial["codec"] for trial in facts["trials"]} == {"dense"}
+    one_error_line(kd(folder, "fidelity", recipe, "--store", "exat"), 64, "--store exat", "'exact'")
+
+
 def test_places_that_cannot_be_written(folder: Path) -> None:
     recipe = write_recipe(folder, IDX)
     (folder / "file").write_text("")

@@ -11,6 +11,7 @@ import make
 import numpy as np
 import pytest
 import torch
+from words import bits, number
 
 from kdcache.codecs import CODECS, QuantisedLogits, SampledLogits, Targets
 from kdcache.fingerprint import sha256
@@ -36,14 +37,6 @@ def decoded(store: StoreReader, name: str) -> Targets:
     field = store.fields[name]
     columns = {suffix: torch.from_numpy(store.read_column(field.column(suffix))) for suffix in field.columns}
     return CODECS[field.codec].decode(columns, field.array, field.configuration, {})
-
-
-def bits(row: Sequence[int]) -> list[int]:
-    return [byte >> place & 1 for byte in row for place in range(8)]
-
-
-def number(digits: Sequence[int]) -> int:
-    return sum(digit << place for place, digit in enumerate(digits))
 
 
 def ascending(row: Sequence[int], count: int, classes: int) -> list[int]:
@@ -122,8 +115,3 @@ def test_rows_and_map(name: str) -> None:
                 assert values[at, channel].flatten().tolist() == pytest.approx(expected.tolist(), abs=1e-5)
         teacher = make.teacher_values(make.MAP, 16).numpy()[order]
         assert np.abs(values.numpy() - teacher).max() <= 16 / 15 / 2 + 1e-2
-
-
-def test_all_golden_stores_together_are_small() -> None:
-    folders = [Path(__file__).parent / folder / name for folder in make.SETS for name in ("parquet", "hdf5")]
-    assert sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()) < 60_000

@@ -194,3 +194,8 @@ class TestRefused:
         assert loss(torch.zeros(2, 4), torch.eye(2, 4), temperature=0.5).isfinite()
         with pytest.raises(UsageError, match=r"temperature = 0\.5"):
             loss(torch.zeros(2, 4), sparse(np.eye(2, 4), 2), temperature=0.5)
+
+    @pytest.mark.parametrize("loss", [kd, soft_ce])
+    def test_a_teacher_without_a_number_shows_in_the_loss(self, loss: Callable[..., Tensor]) -> None:
+        """And not in the gradient alone, where nobody looks: a store from a stranger may hold NaN."""
+        assert loss(torch.zeros(2, 3), torch.tensor([[1.0, 2.0, 3.0], [1.0, math.nan, 3.0]])).isnan()

@@ -153,6 +153,23 @@ def test_what_cannot_work_is_refused_before_any_work(change: tuple[str, str], sa
     assert said in str(refused.value)
 
 
+def test_rows_that_the_loader_cannot_hold_are_found_before_any_work(tmp_path: Path) -> None:
+    from kdcache.recipe.preflight import check_recipe
+
+    small = ("[train]\nsteps = 6", "[train]\nmemory_mib = 1\nsteps = 6")
+    recipe = load_recipe(write(tmp_path, ("length = 16", "length = 64"), small))
+    with pytest.raises(UsageError) as refused:
+        check_recipe(lambda *_: None, recipe, resolve_students(recipe))
+    row = 8 + 4 * 64 + 2 * 64 + 4 * 63 + 2 * 63 * 257  # id, input, segment, label, logits
+    assert f"student dense: train.memory_mib = 1 holds 3 blocks of 8 rows x {row} bytes" in str(refused.value)
+    assert "12 lanes need 12: raise train.memory_mib to 4, or lower" in str(refused.value)
+    for cure in ("memory_mib = 4", "memory_mib = 1\nlanes = 2"):
+        recipe = load_recipe(
+            write(tmp_path, ("length = 16", "length = 64"), (small[0], small[1].replace("memory_mib = 1", cure)))
+        )
+        assert check_recipe(lambda *_: None, recipe, resolve_students(recipe)) == {"positions": 63}
+
+
 def test_students_name_one_of_the_stores(tmp_path: Path) -> None:
     path = write(tmp_path, ('[students.few]\nstore = "few"', '[students.few]\nstore = "fev"'))
     one_error_line(kd(tmp_path, path, "--out", tmp_path / "out"), 64, "store = 'fev' is none of the recipe's; did you")

@@ -122,6 +122,13 @@ def test_training_is_the_same_in_every_process() -> None:
     assert len(found.pop()) == 64
 
 
+@pytest.mark.parametrize("vocabulary", [3, 10**9])
+def test_a_vocabulary_of_no_size_is_refused(vocabulary: int) -> None:
+    pytest.importorskip("tokenizers")
+    with pytest.raises(UsageError, match=rf"vocabulary = {vocabulary}: .*at (least 257|most 1048576)"):
+        train_tokenizer(WORDS, vocabulary)
+
+
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for attempt in (lambda: open_tokenizer(tmp_path), lambda: train_tokenizer(WORDS, 300)):
