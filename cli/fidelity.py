@@ -33,7 +33,7 @@ __all__ = ["fidelity"]
 @click.option(
     "--at-temperature",
     "temperatures",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 1000, min_open=True),
     multiple=True,
     metavar="T",
     help="Where codecs are compared; may be given again (default: the recipe's budget, else 1, 2 and 4).",

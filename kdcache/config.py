@@ -193,7 +193,7 @@ class BudgetConfig(Table):
     """What a stored field may cost; the smallest codec that meets it is chosen by measuring on the teacher itself."""
 
     max_kl: Annotated[float, Field(gt=0)] | None = Field(None, description="nats a row, KL(teacher ‖ decoded)")
-    at_temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    at_temperature: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field(
         (1.0, 2.0, 4.0), min_length=1, description="where max_kl holds, and where codecs are compared"
     )
     max_bytes: Positive | None = Field(None, description="bytes a row, before compression")
