@@ -70,7 +70,7 @@ def write(path: Path, case: str, container: str) -> StoreReader:
         "id": np.arange(rows),
         "label": draw.integers(0, classes, rows),
         "input": draw.integers(0, 256, (rows, *shape), np.uint8),
-        **{field.column(suffix): values.numpy() for suffix, values in module.encode(logits, chosen, {}).items()},
+        **{field.column(s): values.contiguous().numpy() for s, values in module.encode(logits, chosen, {}).items()},
     }
     writer = StoreWriter(path, plan)
     for unit in range(plan.units):
