@@ -97,14 +97,11 @@ class Objective:
         chunk_rows: int | None = None,
         *,
         outputs: Mapping[str, Tensor] | None = None,
-        observe: Callable[[Tensor, slice], None] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As calling it with the logits head(hidden), of which at most `chunk_rows` rows (see `chunked`) ever exist.
 
         hidden [N, D]. batch: entries of N rows, each [N, ...] (see `kdcache.codecs.flat`). outputs: one tensor for each
-        of `taps`. `observe(logits, rows)` is called once for each slice of rows with their detached logits
-        [n, C], float32, to reduce them to what is wanted beside the loss: the likeliest class, say. The same values and
-        gradients as unfused up to float32 rounding.
+        of `taps`. The same values and gradients as unfused up to float32 rounding.
         """
         self._check_classes(head.out_features)
         loss = torch.zeros((), device=hidden.device)
@@ -127,11 +124,9 @@ class Objective:
                     value = value * (_labelled(chosen[-1]) / counts[term.name] / share)
                 values[term.name] = values.get(term.name, 0) + value.detach() * share
                 total = total + term.weight * value
-            if observe is not None:
-                observe(logits.detach(), rows)
             return total
 
-        if on_logits or observe is not None:
+        if on_logits:
             loss = loss + chunked(hidden, head.weight, head.bias, part, chunk_rows)
         for term in self.terms:
             if term.tap is not None:

@@ -1,4 +1,4 @@
-"""The sum of terms fused with the student's last layer: the same numbers as unfused, and what is observed beside."""
+"""The sum of terms fused with the student's last layer: the same numbers as unfused."""
 
 from __future__ import annotations
 
@@ -100,19 +100,6 @@ class TestFused:
         torch.testing.assert_close(torch.autograd.grad(found, asked), torch.autograd.grad(expected, asked))
         with pytest.raises(UsageError, match="no 'hint' in the student's outputs"):
             objective.fused(hidden, head, rows, adapters, 4)
-
-    @pytest.mark.parametrize("gradients", [True, False])
-    def test_what_is_observed(self, gradients: bool) -> None:
-        objective, (hidden, head) = composed({"name": "kd"}), network()
-        best = torch.full((ROWS,), -1)
-
-        def observe(logits: Tensor, rows: slice) -> None:
-            assert not logits.requires_grad
-            best[rows] = logits.argmax(1)
-
-        with torch.set_grad_enabled(gradients):
-            objective.fused(hidden, head, batch(), objective.adapters({}), 4, observe=observe)
-        assert best.tolist() == head(hidden).argmax(1).tolist()
 
     def test_no_rows(self) -> None:
         objective, (hidden, head) = composed(*self.configs), network()
