@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcache.config import Precision
+from kdcache.config.table import Precision
 from kdcache.errors import UsageError
 from kdcache.interrupt import StopFlag
 

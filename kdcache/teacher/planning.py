@@ -30,7 +30,7 @@ __all__ = ["fit_tables", "input_spec_of", "inputs_plan", "tables_on", "teacher_p
 
 _STATISTICS_ROWS = 8192
 _READ_ROWS = 1024
-STORED = ("id", "input", "segment", "label")  # what a source gives, in the order of a store's fields
+_FIRST = ("id", "input", "segment", "label")  # what a source gives, in the order of a store's fields; then the rest
 Tables = dict[str, dict[str, NDArray[Any]]]
 
 
@@ -60,7 +60,7 @@ def inputs_plan(recipe: Recipe, source: Source, like: Path | None = None) -> Pla
         block_rows=layout.block_rows,
         batch_rows=min(_READ_ROWS, layout.unit_rows),
         container={"format": recipe.store.format, "compression": recipe.store.compression},
-        fields=tuple(plain_field(name, arrays[name]) for name in STORED if name in arrays),
+        fields=tuple(plain_field(name, arrays[name]) for name in _ordered(arrays)),
     )
     if other and other.alignment != plan.alignment:
         raise StoreMismatch(
@@ -69,6 +69,10 @@ def inputs_plan(recipe: Recipe, source: Source, like: Path | None = None) -> Pla
             f"({plan.source['fingerprint'][:16]}); both need the same [source]: files, rows, labelled, seed"
         )
     return dataclasses.replace(plan, input_statistics=_statistics(source, plan))
+
+
+def _ordered(arrays: Mapping[str, Array]) -> list[str]:
+    return [name for name in _FIRST if name in arrays] + sorted(arrays.keys() - set(_FIRST))
 
 
 def teacher_plan(

@@ -79,7 +79,7 @@ def _read_ahead(
     """Batch ranges of the unit, each once its input and label stand in `columns`."""
     ready: queue.Queue[tuple[int, int] | BaseException | None] = queue.Queue(_AHEAD)
     given_up = threading.Event()
-    names = [name for name in ("input", "segment", "label") if name in columns]
+    names = [name for name in source.arrays if name in columns]
 
     def put(item: tuple[int, int] | BaseException | None) -> bool:
         while not given_up.is_set():

@@ -16,10 +16,10 @@ from kdcache.config import (
     SourceConfig,
     StoreConfig,
     StudentConfig,
-    Table,
     TeacherConfig,
     TrainConfig,
 )
+from kdcache.config.table import Table
 
 DIGITS = {"kind": "digits"}
 MLP = {"model": "zoo:mlp"}

@@ -1,0 +1,46 @@
+"""A whole recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from kdcache.config.networks import ObjectiveConfig, StudentConfig, TeacherConfig
+from kdcache.config.source import SourceConfig
+from kdcache.config.store import FieldConfig, StoreConfig, VariantConfig
+from kdcache.config.table import Name, Table
+from kdcache.config.train import TrainConfig
+
+__all__ = ["Recipe"]
+
+
+class Recipe(Table):
+    """A whole experiment."""
+
+    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    source: SourceConfig
+    eval_source: SourceConfig | None = None
+    store: StoreConfig = StoreConfig()
+    teacher: TeacherConfig | None = None
+    fields: dict[str, FieldConfig] = Field(default_factory=dict)
+    stores: dict[Name, VariantConfig] = Field(default_factory=dict, description="several stores of the one teacher")
+    student: StudentConfig | None = None
+    students: dict[Name, StudentConfig] = Field(default_factory=dict)
+    objective: tuple[ObjectiveConfig, ...] = ()
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _fields_exist(self) -> Recipe:
+        known = {"logits", *(self.teacher.taps if self.teacher else ())}
+        tables = {"fields": self.fields, **{f"stores.{name}.fields": one.fields for name, one in self.stores.items()}}
+        for table, fields in tables.items():
+            for name in fields:
+                if name not in known:
+                    raise ValueError(f"{table}.{name}: the teacher gives {sorted(known)}; a feature map needs a tap")
+            if self.teacher is None and fields:
+                raise ValueError(f"[{table}] is given but there is no [teacher] to fill them")
+        if self.grid and len(self.students) > 1:
+            raise ValueError("[grid] multiplies one student, and several are named in [students]")
+        return self
