@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from kdcache.config.source import SourceConfig
 from kdcache.config.table import Arguments, Positive, Precision, Table
 from kdcache.config.train import TrainConfig
 
 __all__ = ["InputConfig", "ObjectiveConfig", "StudentConfig", "TeacherConfig"]
+
+
+Inputs = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class InputConfig(Table):
@@ -20,42 +24,61 @@ class InputConfig(Table):
     std: tuple[Annotated[float, Field(gt=0)], ...]
 
 
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
+
+
+class ObjectiveConfig(Table):
+    """One term of the loss; the terms are summed with their weights. Whatever else is given is the loss's own option,
+    such as temperature: `kdcache objectives` lists them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    field: Names | None = Field(None, description="what it reads of the store; default `logits`, or the label for `ce`")
+    output: Names | None = Field(None, description="which of the student's outputs it judges; default `logits`")
+    tap: Names | None = Field(None, description="for losses on features: the student's module path, or several")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is the loss's own."""
+        return dict(self.model_extra or {})
+
+
 class TeacherConfig(Table):
     """The network that is run once. `weights` from a file, or trained here by `fit`."""
 
     model: str
     args: Arguments = Field(default_factory=dict)
+    inputs: Inputs = Field(("input",), description="the source's arrays that the network is given, in this order")
     weights: Path | None = None
     input: InputConfig | None = Field(None, description="for weights that do not carry their own")
     batch_size: Positive = 256
     precision: Precision = "fp32"
     fit: TrainConfig | None = None
+    source: SourceConfig | None = Field(None, description="what it is fitted on, where that is not the recipe's source")
+    objective: tuple[ObjectiveConfig, ...] = Field((), description="of its fit; default: the baseline's")
     vocabulary: Literal["first"] | Path | None = Field(
         None, description="a larger one than the source's: first (the source's tokens are its first), or a map's file"
     )
     taps: dict[str, str] = Field(default_factory=dict, description="field = module path")
+    outputs: dict[str, str] = Field(default_factory=dict, description="field = one of its outputs beside logits")
     pool: Literal["avg", "none"] = Field("none", description="avg: mean over the spatial axes of every tap")
 
     @model_validator(mode="after")
     def _weights_or_fit(self) -> TeacherConfig:
         if self.weights is not None and self.fit is not None:
             raise ValueError("give `weights` or `fit`, not both")
-        for name in self.taps:
+        for name in (*self.taps, *self.outputs):
             if name in ("input", "label", "id", "logits"):
-                raise ValueError(f"taps: {name!r} is a field of its own; call the tap features.<name>")
+                raise ValueError(f"taps, outputs: {name!r} is a field of its own; call it features.<name>")
+        if twice := self.taps.keys() & self.outputs.keys():
+            raise ValueError(f"taps, outputs: {min(twice)!r} is in both; give each field a name of its own")
         return self
-
-
-class ObjectiveConfig(Table):
-    """One term of the loss; the terms are summed with their weights."""
-
-    name: str
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] | None = None
-    field: str | None = Field(None, description="the teacher's field; default `logits`, or the label for `ce`")
-    tap: str | None = Field(None, description="the student's module path, for losses on features")
-    alpha: Annotated[float, Field(ge=0)] | None = Field(None, description="dkd: weight of the target class (default 1)")
-    beta: Annotated[float, Field(ge=0)] | None = Field(None, description="dkd: other classes (8); jsd: teacher (0.5)")
 
 
 class StudentConfig(Table):
@@ -63,6 +86,11 @@ class StudentConfig(Table):
 
     model: str | None = None
     args: Arguments | None = None
-    store: str | None = Field(None, description="one of [stores]; needed where there are any")
+    inputs: Inputs | None = Field(None, description="the store's fields that the network is given (default: input)")
+    weights: Path | None = Field(None, description="begin with those of this file that fit by name and shape")
+    store: Names | None = Field(None, description="one of [stores], or several to be zipped; [teachers]: default all")
+    view: Literal["cycle", "all", "plain"] | Positive | None = Field(
+        None, description="[views]: one by its number, another each epoch (the default), all at once, or none"
+    )
     objective: tuple[ObjectiveConfig, ...] | None = None
     train: dict[str, Any] = Field(default_factory=dict, description="keys of [train] that differ for this student")

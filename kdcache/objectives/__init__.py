@@ -12,7 +12,8 @@ from kdcache.objectives.kept import kd_kept
 from kdcache.objectives.logits import mse_logits
 from kdcache.objectives.objective import Objective
 from kdcache.objectives.response import ce, hard_label, kd, soft_ce
-from kdcache.objectives.specs import OBJECTIVES, ObjectiveSpec
+from kdcache.objectives.specs import ObjectiveSpec
+from kdcache.objectives.table import OBJECTIVES
 
 __all__ = [
     "OBJECTIVES",

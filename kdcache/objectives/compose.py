@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +11,13 @@ from kdcache.errors import UsageError
 from kdcache.near_misses import near_misses
 from kdcache.objectives.divergences import check_share, jsd
 from kdcache.objectives.logits import mse_logits
-from kdcache.objectives.objective import Objective, Term
+from kdcache.objectives.objective import Objective
+from kdcache.objectives.options import checked_options
 from kdcache.objectives.response import ce
 from kdcache.objectives.served import CENTRED_CODECS, StoredField, check_served
-from kdcache.objectives.specs import OBJECTIVES, ObjectiveSpec
+from kdcache.objectives.specs import ObjectiveSpec
+from kdcache.objectives.table import OBJECTIVES
+from kdcache.objectives.term import Term
 
 __all__ = ["compose"]
 
@@ -53,60 +56,101 @@ def _term(
     if spec is None:
         raise UsageError(f"objective {config.name!r} is not known; {near_misses(config.name, OBJECTIVES)}")
     place = f"objective {name}"
-    chosen = _field(place, config, spec, fields)
-    field = fields[chosen]
-    _check_shape(place, spec, chosen, fields, classes)
-    options = _options(place, config, spec)
-    check_served(place, spec, chosen, field, options, facts)
-    if spec.function is mse_logits and field.codec in CENTRED_CODECS:
+    _check_tap(place, config, spec)
+    outputs = config.output or spec.output
+    if config.tap:
+        outputs = (name,) if len(config.tap) == 1 else tuple(f"{name}[{place}]" for place in range(len(config.tap)))
+    chosen = _fields(place, config, spec, fields)
+    _check_count(place, spec, outputs, chosen)
+    options = checked_options(place, config, spec)
+    for one in chosen:
+        _check_shape(place, spec, outputs, one, fields, classes)
+        check_served(place, spec, one, fields[one], options, facts)
+    if spec.function is jsd and "beta" in options:
+        check_share(options["beta"])
+    if spec.function is mse_logits and fields[chosen[0]].codec in CENTRED_CODECS:
         options["centred"] = True
-    function = functools.partial(spec.function, **options)
-    reads = (chosen, "label") if spec.label else (chosen,)
-    return Term(name, config.weight, reads, function, config.tap, field.array.shape, spec.labelled)
+    reads = (*chosen, *(("label",) if spec.label else ()), *(("id",) if spec.id else ()))
+    shapes = tuple(fields[one].array.shape for one in chosen)
+    return Term(name, config.weight, spec, outputs, config.tap or (), reads, shapes, options)
 
 
-def _options(place: str, config: ObjectiveConfig, spec: ObjectiveSpec) -> dict[str, Any]:
-    """What the function is told: the keys given, and a temperature always, so that what is checked is what is used."""
-    given = {key: getattr(config, key) for key in ("temperature", "alpha", "beta")}
-    for key, value in given.items():
-        if value is not None and key not in spec.options:
-            raise UsageError(f"{place}: it takes no {key} (found {value}); leave it out")
-    if "temperature" in spec.options and given["temperature"] is None:
-        given["temperature"] = 1.0
-    if spec.function is jsd and given["beta"] is not None:
-        check_share(given["beta"])
-    return {key: value for key, value in given.items() if value is not None}
-
-
-def _field(place: str, config: ObjectiveConfig, spec: ObjectiveSpec, fields: Mapping[str, StoredField]) -> str:
-    """The name of the field that the term reads."""
-    if config.tap is not None and not spec.tap:
+def _check_tap(place: str, config: ObjectiveConfig, spec: ObjectiveSpec) -> None:
+    if config.tap and config.output:
+        raise UsageError(f"{place}: tap = {list(config.tap)} and output = {list(config.output)}: give one of them")
+    if spec.kind != "features" and config.tap is not None:
         raise UsageError(
-            f"{place}: it compares the student's logits and takes no tap (found {config.tap!r}); leave it out"
+            f"{place}: it judges the student's outputs and takes no tap (found {config.tap[0]!r}); leave it out"
         )
-    if config.tap is None and spec.tap:
+    if spec.kind == "features" and not (config.tap or config.output):
         raise UsageError(f'{place}: it compares a feature of the student: name its module, for instance tap = "layer3"')
+
+
+def _fields(
+    place: str, config: ObjectiveConfig, spec: ObjectiveSpec, fields: Mapping[str, StoredField]
+) -> tuple[str, ...]:
+    """The names of the fields that the term reads as its targets."""
     chosen = config.field or spec.field
-    if chosen is None:
+    if spec.teachers and config.field is None:
+        chosen = tuple(name for name in fields if name.partition("@")[0] == "logits")
+        if len(chosen) < 2:
+            raise UsageError(
+                f"{place}: it is for several teachers, and the store has the logits of {len(chosen)}: zip their "
+                "stores, or take kd"
+            )
+    if not chosen:
         raise UsageError(f'{place}: name the teacher\'s feature, field = "..."; the store has {sorted(fields)}')
-    if spec.function is ce and chosen != "label":
-        raise UsageError(f"{place}: it reads the labels, not {chosen!r}; leave `field` out, or take hard_label")
+    for one in chosen:
+        if one not in fields:
+            raise UsageError(
+                f"{place}: the store has no labels; take hard_label or kd"
+                if one == "label"
+                else f"{place}: the store has no field {one!r}; {near_misses(one, fields)}"
+            )
+    if spec.function is ce and chosen != ("label",) and not fields[chosen[0]].array.dtype.startswith("int"):
+        raise UsageError(f"{place}: it reads the labels, not {chosen[0]!r}; leave `field` out, or take hard_label")
     if spec.label and "label" not in fields:
         raise UsageError(f"{place}: it needs the labels too, and the store has none; take kd")
-    if chosen not in fields:
-        raise UsageError(
-            f"{place}: the store has no labels; take hard_label or kd"
-            if chosen == "label"
-            else f"{place}: the store has no field {chosen!r}; {near_misses(chosen, fields)}"
-        )
     return chosen
 
 
-def _check_shape(place: str, spec: ObjectiveSpec, name: str, fields: Mapping[str, StoredField], classes: int) -> None:
+def _check_count(place: str, spec: ObjectiveSpec, outputs: tuple[str, ...], chosen: tuple[str, ...]) -> None:
+    """UsageError unless the loss takes so many of the student's tensors and of the store's."""
+    if spec.many:
+        if len(outputs) != len(chosen):
+            raise UsageError(
+                f"{place}: {len(outputs)} of the student's features and {len(chosen)} of the teacher's; it compares "
+                "them level by level, so name as many taps as fields, from the first layer to the last"
+            )
+        return
+    if spec.kind == "classes" and len(outputs) != len(spec.output):
+        raise UsageError(f"{place}: it judges {len(spec.output)} of the student's outputs, not {list(outputs)}")
+    function: Any = getattr(spec.function, "forward", spec.function)
+    parameters = list(inspect.signature(function).parameters.values())[int(spec.module) :]
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    needed = sum(p.default is p.empty for p in positional)
+    given = len(outputs) + len(chosen) + spec.label + spec.id
+    if not needed <= given <= len(positional):
+        raise UsageError(
+            f"{place}: it takes {', '.join(p.name for p in positional)}; "
+            f"found {list(outputs)} of the student and {list(chosen)} of the store"
+        )
+
+
+def _check_shape(
+    place: str,
+    spec: ObjectiveSpec,
+    outputs: tuple[str, ...],
+    name: str,
+    fields: Mapping[str, StoredField],
+    classes: int,
+) -> None:
     array = fields[name].array
-    if spec.tap and len(array.shape) not in (1, 3):
-        raise UsageError(f"{place}: {name} is {array}; it compares vectors [D] or maps [D, H, W]")
-    if spec.tap or spec.function is ce:
+    if spec.kind == "features" and spec.adapter and len(array.shape) not in (1, 2, 3):
+        raise UsageError(f"{place}: {name} is {array}; it compares vectors [D], states [L, D] or maps [D, H, W]")
+    if spec.kind != "classes" or spec.function is ce or ("logits" not in outputs and spec.output == ("logits",)):
         return
     # Logits of a sequence have its positions first, and so have the labels.
     positions = fields["label"].array.shape if "label" in fields else array.shape[:-1]

@@ -1,40 +1,21 @@
-"""`Objective`: the weighted sum of checked terms, on a batch's logits or fused with the student's last layer."""
+"""`Objective`: the weighted sum of checked terms, on a batch's outputs or fused with the student's last layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdcache.codecs import Targets
 from kdcache.errors import UsageError
-from kdcache.objectives.adapters import Adapter
 from kdcache.objectives.fused import chunked
+from kdcache.objectives.shapes import Contest
+from kdcache.objectives.term import Term, item
 
-__all__ = ["Objective", "Term"]
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Term:
-    """One checked term of the sum. `name` is unique: kd, kd.1, ..."""
-
-    name: str
-    weight: float
-    fields: tuple[str, ...]  # the batch's entries that it reads, in the order of the function's arguments
-    function: Callable[..., Tensor]  # (student's tensor, *entries) -> scalar
-    tap: str | None  # the student's module path
-    shape: tuple[int, ...]  # of the first field, per sample
-    labelled: bool  # a mean over the rows with a label, not over all
-
-    @property
-    def adapter(self) -> str:
-        """The key of its adapter: a ModuleDict takes no dots."""
-        return self.name.replace(".", "_")
+__all__ = ["Objective"]
 
 
 @dataclass(frozen=True)
@@ -51,41 +32,42 @@ class Objective:
 
     @property
     def taps(self) -> dict[str, str]:
-        """Output name -> module path of the student, one for each term that compares features."""
-        return {term.name: term.tap for term in self.terms if term.tap is not None}
+        """Output name -> module path of the student, one for each feature that a term compares."""
+        return {name: path for term in self.terms for name, path in zip(term.outputs, term.taps, strict=False)}
 
     @property
     def needs_labels_only(self) -> bool:
         """True if unlabelled rows are of no use to it."""
-        return self.fields == ("label",)
+        return all(term.labelled and term.fields == ("label",) for term in self.terms)
 
-    def adapters(self, student_shapes: Mapping[str, tuple[int, ...]]) -> nn.ModuleDict:
-        """Adapters to be trained with the student, from the shape per sample of every output in `taps`."""
-        cure = f"give the shape of each of {self.taps}"
-        return nn.ModuleDict(
-            {
-                term.adapter: Adapter(_item(student_shapes, term.name, "student's shapes", cure), term.shape)
-                for term in self.terms
-                if term.tap is not None
-            }
-        )
+    @property
+    def together(self) -> int:
+        """How many rows a batch needs for the terms that compare rows with each other; 0 without any."""
+        return max(term.spec.together for term in self.terms)
+
+    def adapters(self, student_shapes: Mapping[str, tuple[int, ...]], ids: Any = None) -> nn.ModuleDict:
+        """What is trained with the student and is none of it: adapters, and the modules of terms that have one.
+
+        `student_shapes`: per sample, of every output and tap that such a term takes; `ids` int64 [N] ascending: of all
+        samples that it will see.
+        """
+        built = {term.adapter: term.module(student_shapes, self.classes, ids) for term in self.terms}
+        return nn.ModuleDict({name: module for name, module in built.items() if module is not None})
 
     def __call__(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Targets], adapters: nn.ModuleDict
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to go backward from, float32, and every term's own value: detached, not yet weighted.
 
-        outputs: "logits" [B, C] and one tensor for each of `taps`. batch: one entry for each of `fields`.
+        outputs: the student's, "logits" [B, C] among them, and one tensor for each of `taps`. batch: one entry for each
+        of `fields`. An opponent's loss has its gradient in the sum, but not its value.
         """
-        logits = _item(outputs, "logits", "student's outputs", "pass its logits [rows, classes]")
-        self._check_classes(logits.shape[-1])
-        loss = torch.zeros((), device=logits.device)
+        if "logits" in outputs:
+            self._check_classes(outputs["logits"].shape[-1])
+        loss = torch.zeros((), device=next(iter(outputs.values())).device)
         values: dict[str, Tensor] = {}
         for term in self.terms:
-            student = logits if term.tap is None else self._feature(term, outputs, adapters)
-            value = term.function(student, *self._entries(term, batch))
-            loss = loss + term.weight * value
-            values[term.name] = value.detach()
+            loss = loss + self._add(term, outputs, term.entries(batch, self.fields), adapters, values)
         return loss, values
 
     def fused(
@@ -106,12 +88,12 @@ class Objective:
         self._check_classes(head.out_features)
         loss = torch.zeros((), device=hidden.device)
         values: dict[str, Tensor] = {}
-        on_logits = [term for term in self.terms if term.tap is None]
-        entries = {term.name: self._entries(term, batch) for term in self.terms}
-        for name, found in entries.items():
-            wrong = [len(entry) for entry in found if len(entry) != len(hidden)]
-            if wrong and name not in self.taps:
-                raise UsageError(f"objective {name}: {wrong[0]} rows of targets for {len(hidden)} hidden states")
+        on_logits = [term for term in self.terms if term.on_logits]
+        entries = {term.name: term.entries(batch, self.fields) for term in self.terms}
+        for term in on_logits:
+            wrong = [len(entry) for entry in entries[term.name] if len(entry) != len(hidden)]
+            if wrong:
+                raise UsageError(f"objective {term.name}: {wrong[0]} rows of targets for {len(hidden)} hidden states")
         counts = {term.name: _labelled(entries[term.name][-1]) for term in on_logits if term.labelled}
 
         def part(logits: Tensor, rows: slice) -> Tensor:
@@ -129,11 +111,39 @@ class Objective:
         if on_logits:
             loss = loss + chunked(hidden, head.weight, head.bias, part, chunk_rows)
         for term in self.terms:
-            if term.tap is not None:
-                value = term.function(self._feature(term, outputs or {}, adapters), *entries[term.name])
-                loss = loss + term.weight * value
-                values[term.name] = value.detach()
-        return loss, {term.name: values.get(term.name, loss.detach().new_zeros(())) for term in self.terms}
+            if not term.on_logits:
+                loss = loss + self._add(term, outputs or {}, entries[term.name], adapters, values)
+        return loss, {name: values.get(name, loss.detach().new_zeros(())) for name in self._names}
+
+    @property
+    def _names(self) -> list[str]:
+        """Of every value, in order: a term's, then its opponent's."""
+        contests = {term.name for term in self.terms if hasattr(term.spec.function, "opponent_parameters")}
+        return [name for term in self.terms for name in ([term.name, _OPPONENT.format(term.name)]
+                if term.name in contests else [term.name])]  # fmt: skip
+
+    def _add(
+        self,
+        term: Term,
+        outputs: Mapping[str, Tensor],
+        entries: list[Any],
+        adapters: nn.ModuleDict,
+        values: dict[str, Tensor],
+    ) -> Tensor:
+        """A term's part of the sum; its values are added to `values`."""
+        cure = f"run it with the taps {self.taps}" if term.taps else "the network gives them under these names"
+        student = [item(outputs, name, "student's outputs", cure) for name in term.outputs]
+        module = None
+        if term.spec.module or term.spec.adapter:
+            module = item(dict(adapters.items()), term.adapter, "adapters", "make them with objective.adapters")
+        value = term(student, entries, module)
+        if isinstance(value, Contest):
+            values[term.name] = value.student.detach()
+            values[_OPPONENT.format(term.name)] = value.opponent.detach()
+            # Its gradient trains the opponent; its value is none of what the student is to make small.
+            return term.weight * value.student + (value.opponent - value.opponent.detach())
+        values[term.name] = value.detach()
+        return term.weight * value
 
     def _check_classes(self, found: int) -> None:
         if found != self.classes:
@@ -142,24 +152,10 @@ class Objective:
                 f"classes; set the student's number of outputs to {self.classes}"
             )
 
-    def _entries(self, term: Term, batch: Mapping[str, Targets]) -> list[Any]:
-        return [
-            _item(batch, name, "batch", f"ask the loader for the fields {list(self.fields)}") for name in term.fields
-        ]
 
-    def _feature(self, term: Term, outputs: Mapping[str, Tensor], adapters: nn.ModuleDict) -> Tensor:
-        feature = _item(outputs, term.name, "student's outputs", f"run it with the taps {self.taps}")
-        adapter = _item(dict(adapters.items()), term.adapter, "adapters", "make them with objective.adapters")
-        adapted: Tensor = adapter(feature)
-        return adapted
+_OPPONENT = "{}.opponent"
 
 
 def _labelled(label: Tensor) -> Tensor:
     """How many rows have a label, at least 1."""
     return (label >= 0).sum().clamp(min=1)
-
-
-def _item(found: Mapping[str, T], key: str, place: str, cure: str) -> T:
-    if key not in found:
-        raise UsageError(f"no {key!r} in the {place}, only {sorted(found)}: {cure}")
-    return found[key]

@@ -1,45 +1,49 @@
-"""`OBJECTIVES`: the losses that a recipe can name, what each reads, and which stored targets it is defined on."""
+"""What a loss reads and which stored targets it is defined on: a row of `OBJECTIVES`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
 
-from torch import Tensor
-
-from kdcache.objectives.divergences import jsd, reverse_kl
-from kdcache.objectives.dkd import dkd
-from kdcache.objectives.feature import hint
-from kdcache.objectives.kept import kd_kept
-from kdcache.objectives.logits import mse_logits
-from kdcache.objectives.response import ce, hard_label, kd, soft_ce
-
-__all__ = ["OBJECTIVES", "ObjectiveSpec"]
+__all__ = ["ObjectiveSpec"]
 
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """One row of `OBJECTIVES`."""
+    """A loss is called with the student's tensors, what it reads of the store, then the labels and ids if it asks for
+    them. Its keyword-only arguments are the keys that [[objective]] may give.
 
-    function: Callable[..., Tensor]  # (student's tensor, the field's targets[, the labels], **options) -> scalar
-    field: str | None = "logits"  # read unless the recipe names another; None = the recipe has to
-    options: tuple[str, ...] = ()  # keys of [[objective]] that it takes beside name, weight, field
+    `kind` is what it compares. "classes": logits [B, C], of which any axes between become rows. "features": outputs of
+    the student's modules (taps), or named outputs. "values": named outputs as they are.
+    """
+
+    function: Callable[
+        ..., Any
+    ]  # a plain function; or a module's class, built from Shapes and trained with the student
+    kind: Literal["classes", "features", "values"] = "classes"
+    output: tuple[str, ...] = ("logits",)  # judged unless the recipe names others
+    field: tuple[str, ...] = ("logits",)  # read unless the recipe names others; () = the recipe has to
     label: bool = False  # reads the labels too
+    id: bool = False  # reads the samples' ids too
     labelled: bool = False  # a mean over the labelled rows, not over all
-    sparse: bool = True  # defined on SparseLogits
+    sparse: bool = False  # defined on SparseLogits
     sampled: bool = False  # defined on SampledLogits
-    tap: bool = False  # compares a feature of the student behind an adapter, not its logits
+    adapter: bool = False  # the student's feature goes through an Adapter to the teacher's shape first
+    many: bool = False  # the student's tensors are passed as one list, and so are the targets
+    teachers: bool = False  # reads the logits of every zipped store unless the recipe names fields
+    together: int = 0  # compares the rows of a batch with each other, of which it needs so many
 
+    @property
+    def module(self) -> bool:
+        """Whether it has parameters or buffers of its own."""
+        return isinstance(self.function, type)
 
-OBJECTIVES: dict[str, ObjectiveSpec] = {
-    "ce": ObjectiveSpec(ce, "label", labelled=True),
-    "dkd": ObjectiveSpec(dkd, options=("temperature", "alpha", "beta"), label=True, labelled=True),
-    "hard_label": ObjectiveSpec(hard_label, sampled=True),
-    "hint": ObjectiveSpec(hint, None, sparse=False, tap=True),
-    "jsd": ObjectiveSpec(jsd, options=("temperature", "beta")),
-    "kd": ObjectiveSpec(kd, options=("temperature",), sampled=True),
-    "kd_kept": ObjectiveSpec(kd_kept, options=("temperature",)),
-    "mse_logits": ObjectiveSpec(mse_logits),
-    "reverse_kl": ObjectiveSpec(reverse_kl, options=("temperature",)),
-    "soft_ce": ObjectiveSpec(soft_ce, options=("temperature",), sampled=True),
-}
+    @property
+    def options(self) -> Mapping[str, inspect.Parameter]:
+        """Its keyword-only parameters, annotations resolved."""
+        maker: Any = vars(self.function)["__init__"] if isinstance(self.function, type) else self.function
+        hints = get_type_hints(maker)
+        parameters = inspect.signature(maker).parameters.values()
+        return {p.name: p.replace(annotation=hints[p.name]) for p in parameters if p.kind is p.KEYWORD_ONLY}
