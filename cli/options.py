@@ -12,7 +12,8 @@ import click
 from kdcache.config import Recipe
 from kdcache.errors import UsageError
 from kdcache.near_misses import near_misses
-from kdcache.recipe_file import load_recipe, store_recipes
+from kdcache.recipe_file import load_recipe
+from kdcache.recipe_students import store_recipes
 
 from .recipes import find_recipe
 

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from .options import as_json, command_line, jobs, open_recipe, out, overrides, recipe_argument
+from .numbers import numbers
 from .progress import Bars
 from .table import print_results
 
@@ -70,10 +71,7 @@ class _Watch:
         if skipped or not facts:
             return
         words = []
-        if facts.get("accuracy") is not None:
-            words.append(f"accuracy {facts['accuracy']:.4f}")
-        if facts.get("perplexity") is not None:
-            words.append(f"perplexity {facts['perplexity']:.2f}")
+        words += numbers(facts)
         if facts.get("bytes"):
             words.append(f"{facts['rows']} rows, {facts['bytes'] / 1e6:.1f} MB")
         if facts.get("seconds"):

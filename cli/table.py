@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcache.report import rows, verdict, visible
-from kdcache.report.rows import HEADINGS, filled
+from kdcache.report.rows import filled, headings
 from kdcache.report.wording import NOTHING, amount, count
 
 __all__ = ["aligned", "print_results"]
@@ -20,7 +20,7 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     """Print the networks' table, the facts of the store and what they amount to; `results` is results.json."""
     found = rows(results)
     kept = filled(found)
-    head = ["Network", *(HEADINGS[i] for i in kept)]
+    head = ["Network", *(headings(results)[i] for i in kept)]
     cells = [[visible(row.name), *(row.cells[i] for i in kept)] for row in found]
     name = visible(results.get("name") or "results")
     if console.is_terminal:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
 import click
 
 from kdcache.errors import UsageError
-from kdcache.recipe_file import Student, resolve_students
+from kdcache.recipe_students import Student, resolve_students
 
 from .options import as_json, folder, open_recipe, out, overrides, recipe_argument
+from .numbers import numbers
 from .progress import Bars
 
 __all__ = ["evaluate", "train"]
@@ -79,7 +78,7 @@ def train(
     if as_json:
         click.echo(json.dumps({"run": str(out), "seed": seed, **facts}))
         return
-    found = ", ".join([f"accuracy {facts['accuracy']:.4f}", *_language(facts)]) if eval_store else ""
+    found = ", ".join(numbers(facts)) if eval_store else ""
     found = f", {found} on {eval_store}" if found else ""
     click.echo(f"{out}: {facts['steps']} steps, {facts['samples_per_second']:,.0f} samples/s{found}")
 
@@ -114,11 +113,4 @@ def evaluate(run: Path, store: Path, allow_code: bool, as_json: bool) -> None:
         click.echo(json.dumps({"run": str(run), **facts}))
         return
     what = "scored tokens" if "perplexity" in facts else "labelled rows"
-    words = [f"accuracy {facts['accuracy']:.4f}", *_language(facts), f"cross-entropy {facts['loss']:.4f} nats"]
-    click.echo(f"{run}: {', '.join(words)} over {facts['labelled']} {what} of {store}")
-
-
-def _language(facts: dict[str, Any]) -> list[str]:
-    """What is measured of language models alone."""
-    words = [f"perplexity {facts['perplexity']:.2f}"] if "perplexity" in facts else []
-    return words + ([f"agreement with the teacher {facts['agreement']:.4f}"] if "agreement" in facts else [])
+    click.echo(f"{run}: {', '.join(numbers(facts))} over {facts['labelled']} {what} of {store}")

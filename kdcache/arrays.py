@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["DTYPES", "Array"]
+from kdcache.errors import UsageError
+
+__all__ = ["DTYPES", "Array", "named_arrays", "outputs_for", "sequence_positions"]
 
 # numpy has no bfloat16, so its bytes are carried as uint16 and only torch gives them their meaning.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -44,3 +47,24 @@ class Array:
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def outputs_for(arrays: Mapping[str, Array], classes: int | None) -> int | None:
+    """How many outputs a network for such samples has: the values of a `target` that it is to predict, else the
+    classes; None where neither is known."""
+    return arrays["target"].size if "target" in arrays else classes
+
+
+def sequence_positions(arrays: Mapping[str, Array]) -> int | None:
+    """P, the targets of a row that is a sequence of tokens, which has a label at each; None for other samples."""
+    row, label = arrays["input"], arrays.get("label")
+    tokens = len(row.shape) == 1 and row.dtype.startswith("int")
+    return label.shape[0] if tokens and label is not None and len(label.shape) == 1 else None
+
+
+def named_arrays(names: Sequence[str], arrays: Mapping[str, Array], place: str) -> list[Array]:
+    """What a network is given of a row; UsageError, beginning with `place`, for a name that is not there."""
+    for name in names:
+        if name not in arrays:
+            raise UsageError(f"{place}: inputs = {list(names)}: there is no {name!r}, only {', '.join(sorted(arrays))}")
+    return [arrays[name] for name in names]

@@ -25,6 +25,7 @@ FLOORS = [
     {"taps", "sources", "views"},
     {"models"},
     {"zoo"},
+    {"recipe_students"},
     {"recipe_file"},
     {"config"},
     {"interrupt", "keyed", "near_misses"},

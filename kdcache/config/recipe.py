@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from kdcache.config.networks import ObjectiveConfig, StudentConfig, TeacherConfig
 from kdcache.config.source import SourceConfig
 from kdcache.config.store import FieldConfig, StoreConfig, VariantConfig
-from kdcache.config.table import Name, Table
+from kdcache.config.table import Arguments, Name, Table
 from kdcache.config.train import TrainConfig
 
 __all__ = ["Recipe"]
@@ -37,6 +37,7 @@ class Recipe(Table):
     metrics: tuple[str, ...] = Field(
         (), description="what networks are judged by, the first is compared; default accuracy, or perplexity of tokens"
     )
+    metric_options: Arguments = Field(default_factory=dict, description="what the metrics are told, by their arguments")
     grid: dict[str, list[Any]] = Field(default_factory=dict)
     train: TrainConfig = TrainConfig()
 

@@ -24,8 +24,8 @@ def checked_options(place: str, config: ObjectiveConfig, spec: ObjectiveSpec) ->
     found: dict[str, Any] = {}
     for key, value in config.options.items():
         if key not in known:
-            takes = near_misses(key, known) if known else "it has no options"
-            raise UsageError(f"{place}: it takes no {key} (found {value}); {takes}")
+            keys = near_misses(key, [*known, "field", "name", "output", "tap", "weight"])
+            raise UsageError(f"{place}: it takes no {key} (found {value}); {keys}")
         found[key] = _checked(f"{place}: {key} = {value!r}", known[key].annotation, value)
     if "temperature" in known and "temperature" not in found:
         found["temperature"] = known["temperature"].default

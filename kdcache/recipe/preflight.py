@@ -5,72 +5,131 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kdcache.arrays import named_arrays, outputs_for, sequence_positions
 from kdcache.config import Recipe
 from kdcache.errors import UsageError
 from kdcache.recipe.watch import Report
-from kdcache.recipe_file import Student, store_recipes
+from kdcache.recipe_students import HARD_LABELS, Student, store_recipes
+from kdcache.store import StoredField, plain_field
 
 if TYPE_CHECKING:
     from kdcache.sources import Source
+    from kdcache.teacher.frozen import FrozenTeacher
 
 __all__ = ["check_recipe"]
+
+Fields = Mapping[str, StoredField]
 
 
 def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]) -> dict[str, Any]:
     """Open the sources and build each network once; raises what the run itself would raise later.
 
-    {"positions": how many targets a row has that is a sequence, else None}.
+    {"positions": how many targets a row has that is a sequence of tokens, else None; "labelled": whether students can
+    be fitted alone on the source; "classes": whether the networks are judged by one class a row}.
     """
-    from kdcache.models import InputSpec, build_model
+    from kdcache.metrics import find_metric
     from kdcache.objectives import compose
     from kdcache.sources import open_source
-    from kdcache.student.job import check_augment
-    from kdcache.student.language import check_language_model
     from kdcache.student.memory import check_memory
-    from kdcache.student.module import tap_shapes
-    from kdcache.teacher.frozen import FrozenTeacher, load_teacher
     from kdcache.teacher.planning import inputs_plan, teacher_plan
 
     source = open_source(recipe.source)
     if recipe.eval_source:
         _check_evaluation(recipe, source)
-    config = recipe.teacher
-    assert config, "only called for a recipe with a teacher"
-    array, classes = source.arrays["input"], source.classes
-    if classes is None:
-        raise UsageError("source: it has no labels, so nobody knows how many classes the teacher tells apart")
-    label = source.arrays["label"].shape if "label" in source.arrays else ()
-    positions = label[0] if label else None
-    if config.fit:
-        blank = build_model(config.model, config.args, input=array, outputs=classes)
-        if positions is not None:
-            check_language_model(blank, config.model, array, positions, classes)
-        teacher = FrozenTeacher(blank, InputSpec(), config, classes)
-    else:
-        teacher = load_teacher(config, array, classes, InputSpec())
-    plans, stored = {}, {}
+    for name in recipe.metrics:
+        find_metric(name)
+    arrays = source.arrays
+    positions = sequence_positions(arrays)
     variants = store_recipes(recipe)
+    plans, stored, classes = {}, {}, None
     for store, variant in variants.items():
         try:
+            teacher = _teacher(variant, source, positions)
             plan = plans[store] = teacher_plan(inputs_plan(variant, source), variant, source, teacher)
         except UsageError as error:
             raise UsageError(f"stores.{store}: {error}" if store else str(error)) from error
         stored[store] = {field.name: field for field in plan.fields}
+        classes = outputs_for(arrays, source.classes) or teacher.outputs
+    assert classes is not None, "there is a teacher, and it has outputs"
     for name, student in students.items():
         try:
-            objective = compose(student.objective, stored[student.store], classes)
-            network = build_model(student.model, student.args, input=array, outputs=classes)
-            if positions is not None:
-                check_language_model(network, student.model, array, positions, classes)
-                check_augment(student.train)
-            objective.adapters(tap_shapes(network, objective.taps, array))
+            _check_student(student, _zipped(student, stored, arrays), classes, positions)
+            objective = compose(student.objective, _zipped(student, stored, arrays), classes)
             if not objective.needs_labels_only:  # of the labelled rows alone there may be few
-                check_memory(
-                    plans[student.store], _read(variants[student.store], objective.fields, positions), student.train
-                )
+                for store in student.stores:
+                    read = _read(variants[store], (*student.inputs, *objective.fields), positions)
+                    check_memory(plans[store], read & stored[store].keys(), student.train)
         except UsageError as error:
             raise UsageError(f"student {name}: {error}") from error
-    return {"positions": positions}
+    judged = open_source(recipe.eval_source).arrays if recipe.eval_source else arrays
+    single = "label" in judged and not judged["label"].shape and "target" not in judged
+    return {
+        "positions": positions,
+        "labelled": "label" in arrays or bool(recipe.baseline),
+        "classes": single and recipe.metrics[:1] in ((), ("accuracy",)),
+    }
+
+
+def _teacher(recipe: Recipe, source: Source, positions: int | None) -> FrozenTeacher:
+    """A blank one, where it is yet to be fitted; the same shapes as the one to come."""
+    from kdcache.models import InputSpec, build_model
+    from kdcache.objectives import compose
+    from kdcache.sources import open_source
+    from kdcache.student.language import check_language_model
+    from kdcache.teacher.frozen import FrozenTeacher, load_teacher
+
+    config = recipe.teacher
+    assert config, "only called for a recipe with a teacher"
+    learns = open_source(config.source) if config.source else source
+    classes = outputs_for(learns.arrays, learns.classes)
+    first, *others = named_arrays(config.inputs, source.arrays, "teacher")
+    if not config.fit:
+        return load_teacher(config, source.arrays, classes, InputSpec())
+    if classes is None:
+        raise UsageError("source: it has no labels, so nobody knows how many classes the teacher tells apart")
+    blank = build_model(config.model, config.args, input=first, outputs=classes, extra=others, positions=positions)
+    if positions is not None:
+        check_language_model(blank, config.model, first, positions, classes)
+    compose(config.objective or recipe.baseline or HARD_LABELS, _plain_fields(learns), classes)
+    return FrozenTeacher(blank, InputSpec(), config, classes)
+
+
+def _check_student(student: Student, fields: Fields, classes: int, positions: int | None) -> None:
+    import numpy as np
+
+    from kdcache.models import build_model
+    from kdcache.objectives import compose
+    from kdcache.student.job import check_augment, check_fused, check_together
+    from kdcache.student.language import check_language_model
+    from kdcache.student.module import student_shapes
+
+    objective = compose(student.objective, fields, classes)
+    samples = named_arrays(student.inputs, {name: field.array for name, field in fields.items()}, "inputs")
+    first, *others = samples
+    network = build_model(student.model, student.args, input=first, outputs=classes, extra=others, positions=positions)
+    check_together(objective, student.train)
+    if positions is not None:
+        check_language_model(network, student.model, first, positions, classes)
+        check_augment(student.train)
+        check_fused(objective)
+    objective.adapters(student_shapes(network, objective.taps, samples), np.arange(1 << 20))
+
+
+def _zipped(student: Student, stored: Mapping[str | None, Fields], shared: Collection[str]) -> Fields:
+    """The fields of a student's stores under the names that the loader gives them: `logits@2` is the second's."""
+    found = dict(stored[student.stores[0]])
+    for number, store in enumerate(student.stores[1:], 2):
+        for name, field in stored[store].items():
+            if name not in found:
+                found[name] = field
+            elif name not in shared and name != "id":
+                found[f"{name}@{number}"] = field
+    return found
+
+
+def _plain_fields(source: Source) -> Fields:
+    """What a store of the source alone would hold."""
+    return {name: plain_field(name, array) for name, array in source.arrays.items()}
 
 
 def _read(recipe: Recipe, fields: Collection[str], positions: int | None) -> set[str]:

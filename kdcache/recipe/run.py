@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcache.config import Recipe, SourceConfig, TrainConfig
+from kdcache.config import Recipe, SourceConfig, TeacherConfig
 from kdcache.errors import UsageError
 from kdcache.files import replace_bytes
 from kdcache.fingerprint import digest_of
 from kdcache.recipe import stages
 from kdcache.recipe.pool import Stage, Watcher, run_stages
 from kdcache.recipe.preflight import check_recipe
-from kdcache.recipe_file import Student, resolve_students, store_recipes
+from kdcache.recipe_students import Student, resolve_students, store_recipes
 
 __all__ = ["run_recipe"]
 
@@ -31,51 +31,80 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
     run at a time (default: one on a GPU, else one for each core).
     """
     students = resolve_students(recipe)
-    if recipe.teacher is None and students:
+    teachers: dict[str | None, TeacherConfig] = dict(recipe.teachers.items())
+    if recipe.teacher:
+        teachers = {None: recipe.teacher}
+    if not teachers and students:
         raise UsageError(
             f"{recipe.name}: names students but no [teacher]; add one, or use `kdcache train` with a store"
         )
     run = _Run(recipe, out, watcher, jobs)
     inputs, evaluation = out / "inputs", out / "eval"
-    if recipe.teacher:
+    if teachers:
         run.together([Stage("check", check_recipe, (recipe, students))])
-    plain = recipe.model_copy(update={"teacher": None, "fields": {}, "stores": {}})
+    plain = recipe.model_copy(update={"teacher": None, "teachers": {}, "fields": {}, "stores": {}, "views": None})
     first = [Stage("inputs", stages.dump_store, (plain, inputs, None), inputs / MANIFEST)]
     if recipe.eval_source:
         other = plain.model_copy(update={"source": recipe.eval_source, "eval_source": None})
         first.append(Stage("eval", stages.dump_store, (other, evaluation, None), evaluation / MANIFEST))
+    labelled = {}  # where a teacher is fitted
+    for name, teacher in teachers.items():
+        labelled[name] = inputs
+        if teacher.source:
+            place = labelled[name] = out / _named("inputs of the teacher", name).replace(" ", "-")
+            other = plain.model_copy(update={"source": teacher.source, "eval_source": None})
+            first.append(Stage(_named("inputs of the teacher", name), stages.dump_store, (other, place, None),
+                               place / MANIFEST))  # fmt: skip
     run.together(first)
     eval_store = evaluation if recipe.eval_source else None
-    if recipe.teacher is None:
+    if not teachers:
         return run.facts["inputs"]
 
-    weights = recipe.teacher.weights
     sequences = run.facts["check"]["positions"] is not None
-    if recipe.teacher.fit:
-        weights = out / "teacher" / "model.safetensors"
-        asked = recipe.model_copy(update={"stores": {}})
-        run.together([Stage("teacher", stages.fit_teacher, (asked, inputs, eval_store, out / "teacher"), weights)])
-    stores = {name: out / "stores" / name if name else out / "store" for name in store_recipes(recipe)}
+    weights = {name: teacher.weights for name, teacher in teachers.items()}
+    fitted = []
+    for name, teacher in teachers.items():
+        if teacher.fit:
+            place = out / "teachers" / name if name else out / "teacher"
+            weights[name] = place / "model.safetensors"
+            asked = recipe.model_copy(update={"stores": {}, "teachers": {}, "teacher": teacher})
+            fitted.append(Stage(_named("teacher", name), stages.fit_teacher,
+                                (asked, labelled[name], eval_store, place), weights[name]))  # fmt: skip
+    run.together(fitted)
+    variants = store_recipes(recipe)
+    stores = {name: out / "stores" / name if name else out / "store" for name in variants}
+    given = {name: weights[name if recipe.teachers else None] for name in variants}
     dumps = [
-        Stage(f"store {name}" if name else "store", stages.dump_store, (variant, stores[name], weights),
-              stores[name] / MANIFEST)
-        for name, variant in store_recipes(recipe).items()
-    ]  # fmt: skip
+        Stage(_named("store", name), stages.dump_store, (variant, stores[name], given[name]), stores[name] / MANIFEST)
+        for name, variant in variants.items()
+    ]
     if sequences and eval_store:  # with the teacher's choice of each token, for agreement
         eval_store = out / "eval-teacher"
-        chosen = (stages.evaluation_recipe(recipe), eval_store, weights)
+        variant = next(iter(variants.values()))
+        chosen = (stages.evaluation_recipe(variant), eval_store, next(iter(given.values())))
         dumps.append(Stage("eval teacher", stages.dump_store, chosen, eval_store / MANIFEST))
     run.together(dumps)
-    judged = (recipe.model_copy(update={"stores": {}}), weights, next(iter(stores.values())), eval_store)
-    run.together([Stage("teacher accuracy", stages.judge_teacher, judged)])
+    judged = []
+    for name in teachers:
+        variant = variants[name] if recipe.teachers else recipe.model_copy(update={"stores": {}})
+        store = stores[name] if recipe.teachers else next(iter(stores.values()))
+        judged.append(Stage(_named("teacher accuracy", name), stages.judge_teacher,
+                            (variant, weights[name], store, eval_store)))  # fmt: skip
+    run.together(judged)
 
-    folders, baseline_of, fits = _fits(students, inputs, stores, eval_store, out)
+    # A student alone learns from labels; where the source has none, from those that its teacher was fitted on.
+    alone = inputs if run.facts["check"]["labelled"] else next(iter(labelled.values()))
+    folders, baseline_of, fits = _fits(students, alone, stores, eval_store, out)
     for precision in dict.fromkeys(_precision(stage) for stage in fits):
         # Accelerate fixes the precision of a process once.
         run.together([stage for stage in fits if _precision(stage) == precision], reuse=True)
-    if eval_store and not sequences:
+    if eval_store and run.facts["check"]["classes"]:
         shown = {name: runs[0] for name, runs in folders.items()}
         run.together([Stage("predictions", stages.predict_classes, (shown, eval_store))])
+    if eval_store and not sequences:
+        timed = {f"teacher {name}" if name else "teacher": path for name, path in weights.items() if path}
+        timed |= {name: runs[0] / "model.safetensors" for name, runs in folders.items()}
+        run.together([Stage("speed", stages.time_networks, (timed, eval_store))])
 
     from kdcache.recipe.results import collect, write_results
     from kdcache.store import read_plan
@@ -89,6 +118,10 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
     return found
 
 
+def _named(stage: str, name: str | None) -> str:
+    return f"{stage} {name}" if name else stage
+
+
 def _fits(
     students: Mapping[str, Student],
     inputs: Path,
@@ -100,7 +133,7 @@ def _fits(
 
     Students of one network and one [train] share a baseline; the first is called just that.
     """
-    names: dict[tuple[str, str, TrainConfig, bool], str] = {}
+    names: dict[tuple[Any, ...], str] = {}
     baseline_of, folders, fits = {}, {}, []
     for name, student in students.items():
         key = stages.baseline_key(student)
@@ -112,7 +145,7 @@ def _fits(
                 Stage(
                     f"{baseline} seed {seed}",
                     stages.fit_baseline,
-                    (student, seed, [inputs], [stores[student.store]], eval_store, folder),
+                    (student, seed, [inputs], [stores[one] for one in student.stores], eval_store, folder),
                     folder / RESULT,
                 )
                 for seed, folder in zip(seeds, folders[baseline], strict=True)
@@ -124,7 +157,7 @@ def _fits(
             Stage(
                 f"student {name} seed {seed}",
                 stages.fit_student,
-                (student, seed, [stores[student.store]], eval_store, folder),
+                (student, seed, [stores[one] for one in student.stores], eval_store, folder),
                 folder / RESULT,
             )
             for seed, folder in zip(student.train.seeds, folders[name], strict=True)
@@ -142,9 +175,10 @@ class _Run:
 
     def __init__(self, recipe: Recipe, out: Path, watcher: Watcher, jobs: int | None) -> None:
         self._out, self._watcher, self._jobs = out, watcher, jobs
-        self._files = [_stamp(_files(source)) for source in (recipe.source, recipe.eval_source) if source]
-        if recipe.teacher and recipe.teacher.weights:
-            self._files.append(_stamp([recipe.teacher.weights]))
+        every = [*([recipe.teacher] if recipe.teacher else []), *recipe.teachers.values()]
+        sources = [recipe.source, recipe.eval_source, *(teacher.source for teacher in every)]
+        self._files = [_stamp(_files(source)) for source in sources if source]
+        self._files += [_stamp([teacher.weights]) for teacher in every if teacher.weights]
         self.facts: dict[str, Facts] = {}
         self.fresh = False
 
@@ -195,7 +229,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Student):
         train = value.train.model_dump(mode="json", exclude={"seeds"})
         terms = [term.model_dump() for term in value.objective]
-        return {"model": value.model, "args": value.args, "train": train, "objective": terms}
+        found = {"model": value.model, "args": value.args, "train": train, "objective": terms}
+        alone = [term.model_dump() for term in value.baseline]
+        return found | {"inputs": value.inputs, "view": value.view, "baseline": alone, "metrics": value.metrics}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.config import FieldConfig, ObjectiveConfig, Recipe, TrainConfig
+from kdcache.config import FieldConfig, ObjectiveConfig, Recipe
 from kdcache.recipe.watch import DumpWatch, FitWatch, Report
-from kdcache.recipe_file import Student
+from kdcache.recipe_students import HARD_LABELS, Student
 
 __all__ = [
     "dump_store",
@@ -21,10 +21,10 @@ __all__ = [
     "fit_teacher",
     "judge_teacher",
     "predict_classes",
+    "time_networks",
 ]
 
 Facts = dict[str, Any]
-HARD_LABELS = (ObjectiveConfig(name="ce"),)
 
 
 def dump_store(report: Report, recipe: Recipe, out: Path, weights: Path | None) -> Facts:
@@ -51,13 +51,13 @@ def evaluation_recipe(recipe: Recipe) -> Recipe:
         "eval_source": None,
         "stores": {},
         "fields": {"logits": best},
-        "teacher": recipe.teacher.model_copy(update={"taps": {}}),
+        "teacher": recipe.teacher.model_copy(update={"taps": {}, "outputs": {}}),
     }
     return recipe.model_copy(update=changes)
 
 
 def fit_teacher(report: Report, recipe: Recipe, inputs: Path, eval_store: Path | None, out: Path) -> Facts:
-    """Fit the teacher on the labels of the inputs store, as `teacher.fit` says."""
+    """Fit the teacher on the inputs store, as `teacher.fit` and `teacher.objective` say."""
     from kdcache.student import fit
 
     teacher = recipe.teacher
@@ -69,22 +69,25 @@ def fit_teacher(report: Report, recipe: Recipe, inputs: Path, eval_store: Path |
         teacher.args,
         [inputs],
         out,
-        objective=HARD_LABELS,
+        objective=teacher.objective or recipe.baseline or HARD_LABELS,
         train=train,
         seed=train.seeds[0],
         identity={"role": "teacher"},
         eval_store=eval_store,
+        inputs=teacher.inputs,
+        metrics=recipe.metrics,
+        metric_options=recipe.metric_options,
         progress=FitWatch(report),
     )
     return _facts(result)
 
 
 def judge_teacher(report: Report, recipe: Recipe, weights: Path | None, store: Path, eval_store: Path | None) -> Facts:
-    """The teacher's accuracy and classes on the evaluation rows, and its confidence on those of the store."""
+    """The teacher's metrics and classes on the evaluation rows, and its confidence on those of the store."""
     from kdcache.teacher.judge import judge
 
     assert recipe.teacher is not None, "only called for a recipe with a teacher"
-    return judge(recipe.teacher, weights, store, eval_store)
+    return judge(recipe.teacher, weights, store, eval_store, recipe.metrics, recipe.metric_options)
 
 
 def fit_baseline(
@@ -97,7 +100,8 @@ def fit_baseline(
     out: Path,
     resume: bool = True,
 ) -> Facts:
-    """Fit a student's network on the labels alone: same seed and order, as many steps and looks as with the teacher."""
+    """Fit a student's network alone, on labels or what the recipe's [[baseline]] names: same seed and order, as many
+    steps and looks as with the teacher."""
     from kdcache.student import planned_steps, rows_used
     from kdcache.student.rows import evaluation_interval, steps_per_epoch
 
@@ -113,7 +117,7 @@ def fit_baseline(
         out,
         resume,
         "baseline",
-        HARD_LABELS,
+        student.baseline,
         steps=steps,
         evaluate_every=every,
     )
@@ -129,7 +133,7 @@ def fit_student(
     resume: bool = True,
 ) -> Facts:
     """Fit a student from the store alone."""
-    return _fit(report, student, seed, stores, eval_store, out, resume, "student", student.objective)
+    return _fit(report, student, seed, stores, eval_store, out, resume, "student", student.objective, view=student.view)
 
 
 def _fit(
@@ -144,6 +148,7 @@ def _fit(
     objective: Sequence[ObjectiveConfig],
     steps: int | None = None,
     evaluate_every: int | None = None,
+    view: str | int | None = None,
 ) -> Facts:
     from kdcache.student import fit
 
@@ -160,6 +165,11 @@ def _fit(
         resume=resume,
         steps=steps,
         evaluate_every=evaluate_every,
+        inputs=student.inputs,
+        weights=student.weights,
+        view=view,
+        metrics=student.metrics,
+        metric_options=student.metric_options,
         progress=FitWatch(report),
     )
     return _facts(result)
@@ -179,16 +189,24 @@ def predict_classes(report: Report, runs: dict[str, Path], eval_store: Path) -> 
         for name, run in runs.items():
             # Our own run's folder: it may name the user's own factory.
             model, info = load_model(run / "model.safetensors", allow_import=True)
-            found[name] = predict(model.to(device), (reader,), info.input_spec, device).tolist()
+            found[name] = predict(model.to(device), (reader,), info, device).tolist()
     return found
 
 
+def time_networks(report: Report, weights: dict[str, Path], eval_store: Path) -> Facts:
+    """{name: samples a second of its forward pass in evaluation mode}, each on the same rows (see `forward_rates`)."""
+    from kdcache.student.speed import forward_rates
+
+    return dict(forward_rates(weights, eval_store))
+
+
 def _facts(result: Any) -> Facts:
-    found = result.eval or {}
+    found = {key: value for key, value in (result.eval or {}).items() if key != "store"}
     return {
-        "accuracy": found.get("accuracy"),
-        "loss": found.get("loss"),
-        **{key: found[key] for key in ("perplexity", "agreement") if key in found},
+        "accuracy": None,
+        "loss": None,
+        **found,
+        "metrics": list(found),
         "val": result.val,
         "parameters": result.parameters,
         "steps": result.steps,
@@ -198,7 +216,8 @@ def _facts(result: Any) -> Facts:
     }
 
 
-def baseline_key(student: Student) -> tuple[str, str, TrainConfig, bool]:
+def baseline_key(student: Student) -> tuple[Any, ...]:
     """Students that share this share their baseline: one network, one [train], as many rows and so as many steps."""
     labels_only = all(term.name == "ce" for term in student.objective)
-    return student.model, repr(sorted(student.args.items())), student.train, labels_only
+    network = student.model, repr(sorted(student.args.items())), student.inputs, student.weights
+    return *network, student.train, labels_only

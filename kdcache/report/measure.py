@@ -1,4 +1,4 @@
-"""What a run's networks are compared by, and how that is worded: accuracy, or for language models perplexity.
+"""What a run's networks are compared by, and how that is worded: accuracy, perplexity, or any other metric.
 
 A gain is positive where the student is better: points of accuracy won, or perplexity saved.
 """
@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.report.wording import decimals, percent, points, saved
+from kdcache.report.wording import NOTHING, amount, decimals, percent, points, saved
 
-__all__ = ["ACCURACY", "PERPLEXITY", "Measure", "measure_of"]
+__all__ = ["ACCURACY", "PERPLEXITY", "Measure", "measure_of", "measures_of"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,33 @@ ACCURACY = Measure("accuracy", "Accuracy, %", "Gain, points", False, 100.0, "%",
 PERPLEXITY = Measure("perplexity", "Perplexity", "Perplexity saved", True, 1.0, "", "in perplexity", decimals, saved)
 
 
+_WORDED = {measure.key: measure for measure in (PERPLEXITY, ACCURACY)}
+
+
 def measure_of(results: Mapping[str, Any]) -> Measure:
-    """Perplexity where results.json says so, else accuracy."""
-    return PERPLEXITY if results.get("metric") == PERPLEXITY.key else ACCURACY
+    """What results.json says that networks are compared by; accuracy where it says nothing."""
+    key = str(results.get("metric") or ACCURACY.key)
+    return _WORDED.get(key) or _plain(key, results.get("higher_is_better") is False)
+
+
+def measures_of(results: Mapping[str, Any]) -> tuple[Measure, ...]:
+    """Everything that networks are judged by, what they are compared by first."""
+    compared = measure_of(results)
+    names = [str(name) for name in results.get("metrics") or ()]
+    others = [name for name in names if name != compared.key and name != "loss"]
+    return (compared, *(_WORDED.get(name) or _plain(name, False) for name in others))
+
+
+def _plain(key: str, lower: bool) -> Measure:
+    """A metric that has no words of its own: four digits, and differences with their sign."""
+    name = key.replace("_", " ")
+    return Measure(key, name, f"Gain, {name}", lower, 1.0, "", f"in {name}", _digits, _signed)
+
+
+def _digits(value: object) -> str:
+    return amount(value, 4)
+
+
+def _signed(value: object) -> str:
+    words = amount(value, 3)
+    return f"+{words}" if isinstance(value, int | float) and value > 0 and words != NOTHING else words

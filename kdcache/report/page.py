@@ -11,7 +11,7 @@ from typing import Any
 
 from kdcache.files import replace_bytes
 from kdcache.report.measure import measure_of
-from kdcache.report.rows import HEADINGS, filled, rows
+from kdcache.report.rows import filled, headings, rows
 from kdcache.report.verdict import NOISE, verdict
 from kdcache.report.wording import NOTHING, amount, count, spread, visible
 
@@ -47,7 +47,7 @@ def write_page(path: Path, results: Mapping[str, Any], pictures: Sequence[Sequen
         title=results.get("name") or "kdcache run",
         verdict=verdict(results),
         headline=_headline(results),
-        headings=HEADINGS,
+        headings=headings(results),
         columns=filled(table),
         rows=table,
         nothing=NOTHING,

@@ -83,7 +83,8 @@ def _several(gains: Mapping[str, Mapping[str, Any]], measure: Measure) -> str:
     size = (
         f"{measure.gain(gains[best]['mean'])} points"
         if measure.step == "points"
-        else (f"{measure.gain(-gains[best]['mean'])} in perplexity, of which less is better")
+        else f"{measure.gain(-gains[best]['mean'] if measure.lower_is_better else gains[best]['mean'])} {measure.step}"
+        + (", of which less is better" if measure.lower_is_better else "")
     )
     largest = f"The largest difference is {size} ({visible(best)})"
     if None in judged.values():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.arrays import Array
+from kdcache.arrays import Array, named_arrays, outputs_for, sequence_positions
 from kdcache.errors import UsageError
 from kdcache.store import StoredField, StoreReader, open_store
 
@@ -28,15 +28,16 @@ class Data:
     """Aligned stores, opened.
 
     `facts` is what the stores measured of their fields, named as `fields` are: {"fidelity": {field: ...}}. `scored`
-    int32 [N] is how many labels a row has: 1 or 0, or for a sequence as many as its positions that are scored (label
-    >= 0). `positions` is P, the targets of a sequence; None where a row is one sample with one label.
+    int32 [N] is how many labels a row has: 1 or 0, or as many as its positions that are scored (label >= 0).
+    `positions` is P, the targets of a sequence of tokens; None for other samples, whose label is one, or one for each
+    pixel. `outputs` is how many a network has: the classes, or the values of the `target` that it predicts.
     """
 
     readers: tuple[StoreReader, ...]
     fields: dict[str, StoredField]
     facts: dict[str, Any]
     input: Array
-    classes: int
+    outputs: int
     ids: NDArray[np.int64]
     scored: NDArray[np.int32]
     positions: int | None
@@ -44,6 +45,15 @@ class Data:
     @property
     def rows(self) -> int:
         return len(self.ids)
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """Every field's decoded tensor."""
+        return {name: field.array for name, field in self.fields.items()}
+
+    def inputs(self, names: Sequence[str]) -> list[Array]:
+        """What a network is given of a row; UsageError for a name that the stores do not have."""
+        return named_arrays(names, self.arrays, self.place)
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
@@ -102,19 +112,22 @@ def open_data(stores: Sequence[Path]) -> Iterator[Data]:
                 f"{first.path}: the store has no field 'input', so there is nothing to train on; "
                 f"it has {', '.join(sorted(fields))}"
             )
-        classes = first.plan.classes or ("logits" in fields and fields["logits"].array.shape[-1])
-        if not classes:
+        arrays = {name: field.array for name, field in fields.items()}
+        outputs = outputs_for(arrays, first.plan.classes)
+        outputs = outputs or ("logits" in fields and fields["logits"].array.shape[-1])
+        if not outputs:
             raise UsageError(f"{first.path}: the store does not say how many classes there are and has no logits")
         shape = fields["label"].array.shape if "label" in fields else ()
-        if "label" not in fields and "logits" in fields and len(fields["logits"].array.shape) > 1:
+        tokens = len(fields["input"].array.shape) == 1 and fields["input"].array.dtype.startswith("int")
+        if tokens and "label" not in fields and "logits" in fields and len(fields["logits"].array.shape) > 1:
             raise UsageError(
                 f"{first.path}: its logits are {fields['logits'].array}, those of a sequence, and it has no labels to "
                 "say which positions count; zip the store that has them, or dump it from a text source"
             )
-        if len(shape) > 1 or (shape and len(fields["input"].array.shape) != 1):
+        if len(shape) > 1:
             raise UsageError(
                 f"{first.path}: labels {fields['label'].array} of inputs {fields['input'].array}: a row has one label, "
-                "or those of a sequence [P] of tokens [L]"
+                "or those [P] of a sequence of tokens or of an image's pixels"
             )
         scored = _count(named["label"][0]) if "label" in fields else np.zeros(first.rows, np.int32)
         yield Data(
@@ -122,10 +135,10 @@ def open_data(stores: Sequence[Path]) -> Iterator[Data]:
             fields,
             {"fidelity": {name: _measured(reader, field) for name, (reader, field) in named.items()}},
             fields["input"].array,
-            int(classes),
+            int(outputs),
             first.read_column("id"),
             scored,
-            shape[0] if shape else None,
+            sequence_positions(arrays),
         )
 
 

@@ -44,13 +44,18 @@ def finish(job: Job, state: FitState, eval_store: Path | None, accelerator: Any,
         extra = {"stores": job.data.digests, "seed": job.seed, "step": kept}
         if job.data.tokenizer is not None:
             extra["tokenizer"] = dict(job.data.tokenizer)
-        info = WeightsInfo(job.model, job.args, job.data.input, job.data.classes, spec, extra)
+        if job.inputs != ("input",):
+            extra["inputs"] = list(job.inputs)
+        if job.metrics:
+            extra |= {"metrics": list(job.metrics), "metric_options": job.metric_options}
+        first, *others = job.data.inputs(job.inputs)
+        info = WeightsInfo(job.model, job.args, first, job.data.outputs, spec, extra, tuple(others))
         save_weights(job.out / "model.safetensors", network, info)
         if eval_store is not None:
             with open_data([eval_store]) as other:
                 found = evaluate_store(network, info, other, accelerator.device, job.out)
-            job.record(metrics, state.step, "eval", found.facts())
-            result = replace(result, eval={**found.facts(), "store": other.digests[0]})
+            job.record(metrics, state.step, "eval", found)
+            result = replace(result, eval={**found, "store": other.digests[0]})
         write_result(job.out, result)
     accelerator.wait_for_everyone()
     return result

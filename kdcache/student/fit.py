@@ -34,6 +34,11 @@ def fit(
     evaluate_every: int | None = None,
     eval_store: Path | None = None,
     input_spec: InputSpec | None = None,
+    inputs: Sequence[str] = ("input",),
+    weights: Path | None = None,
+    view: str | int | None = None,
+    metrics: Sequence[str] = (),
+    metric_options: Mapping[str, Any] | None = None,
     resume: bool = True,
     progress: Progress | None = None,
 ) -> FitResult:
@@ -42,8 +47,10 @@ def fit(
     `steps` overrides the recipe's length: a baseline takes as many as its student. `evaluate_every` (steps) says how
     often the held-out rows are looked at, by default once an epoch (see `evaluation_interval`). `labels_only_rows`: use
     labelled rows only, by default if the objective reads nothing but labels. `input_spec` replaces the standardisation
-    that the store's plan states. `identity` is whatever else makes this fit another one; it is joined with the model,
-    the objective, the training, the seed and the stores' digests.
+    that the store's plan states. `inputs` are the fields that the network is given; it begins with what fits of the
+    file `weights`; `view` is which of a store's views it sees (see `StreamingLoader`); `metrics` is what it is judged
+    by (`kdcache.metrics`; by default accuracy, or perplexity of tokens). `identity` is whatever else makes this fit
+    another one; it is joined with the model, the objective, the training, the seed and the stores' digests.
 
     A finished fit of the same identity is returned at once; an unfinished one goes on from its newest checkpoint, on a
     CPU bit for bit as if it had never stopped. Raises CheckpointError for a folder of another identity, DataError when
@@ -52,17 +59,16 @@ def fit(
     # Imported here, so that the package's door can hold this function without waiting for torch.
     import torch
 
-    from kdcache.models import build_model
+    from kdcache.student.begin import build_student
     from kdcache.student.checkpoint import newest_checkpoint
     from kdcache.student.data import open_data
     from kdcache.student.evaluate import check_evaluable
     from kdcache.student.finish import evaluated, finish
     from kdcache.student.job import plan_job
-    from kdcache.student.language import check_language_model
     from kdcache.student.loop import open_loaders, run_loop
     from kdcache.student.metrics import Metrics
-    from kdcache.student.module import Fitted, tap_shapes
-    from kdcache.student.optimizer import build_optimizer
+    from kdcache.student.module import Fitted, student_shapes
+    from kdcache.student.optimizer import build_optimizers
     from kdcache.student.processes import open_accelerator
     from kdcache.student.state import FitState
     from kdcache.student.stopping import Stopping
@@ -83,12 +89,24 @@ def fit(
             steps=steps,
             evaluate_every=evaluate_every,
             input_spec=input_spec,
+            inputs=tuple(inputs),
+            metrics=tuple(metrics),
+            view=view,
+            weights=weights,
+            metric_options=metric_options,
         )
         if (done := read_result(out, job.identity)) is not None:
             return evaluated(done, job, eval_store)
         if eval_store is not None:  # found out now, not when the fit is done
             with open_data([eval_store]) as other:
-                check_evaluable(data.input, data.classes, data.tokenizer, other, out)
+                check_evaluable(
+                    list(zip(job.inputs, data.inputs(job.inputs), strict=True)),
+                    data.outputs,
+                    data.tokenizer,
+                    other,
+                    out,
+                    job.metrics,
+                )
 
         accelerator = open_accelerator(train.precision)
         stack.enter_context(only_one(out, accelerator.is_main_process))
@@ -96,17 +114,16 @@ def fit(
             raise CheckpointError(f"{out}: holds a fit already; go on with it (--resume), or choose another folder")
 
         torch.manual_seed(seed)
-        network = build_model(model, args, input=data.input, outputs=data.classes)
-        if data.positions is not None:
-            check_language_model(network, model, data.input, data.positions, data.classes)
-        adapters = job.objective.adapters(tap_shapes(network, job.objective.taps, data.input))
-        fitted = Fitted(network, adapters, job.objective, job.spec, stack, data.positions is not None)
+        network = build_student(job)
+        shapes = student_shapes(network, job.objective.taps, data.inputs(job.inputs))
+        adapters = job.objective.adapters(shapes, data.ids)
+        fitted = Fitted(network, adapters, job.objective, job.spec, stack, job.inputs, data.positions is not None)
         wrapped = accelerator.prepare(fitted)
         loader, held = open_loaders(job, accelerator, stack)
         # Not prepared: Accelerate's wrapper looks for an optional library twice in every step, 0.1 ms.
         state = FitState(
             fitted,
-            build_optimizer(train, fitted.parameters()),
+            build_optimizers(train, fitted, adapters),
             accelerator.scaler,
             loader,
             Stopping(train.early_stopping),
@@ -116,9 +133,9 @@ def fit(
             state.restore(checkpoint, accelerator.device)
         accelerator.wait_for_everyone()
 
-        metrics = stack.enter_context(Metrics(out, state.step, silent)) if accelerator.is_main_process else None
+        log = stack.enter_context(Metrics(out, state.step, silent)) if accelerator.is_main_process else None
         flag = stack.enter_context(stop_requests())
-        run_loop(job, state, wrapped, held, accelerator, metrics, silent, flag)
-        result = finish(job, state, eval_store, accelerator, metrics)
+        run_loop(job, state, wrapped, held, accelerator, log, silent, flag)
+        result = finish(job, state, eval_store, accelerator, log)
         silent.finished(state.step, state.seconds)
         return result

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kdcache.config import ObjectiveConfig, TrainConfig
 from kdcache.errors import UsageError
 from kdcache.fingerprint import canonical
-from kdcache.models import InputSpec
+from kdcache.metrics import check_options, find_metric
+from kdcache.models import InputSpec, weights_digest
 from kdcache.objectives import Objective, compose
 from kdcache.student.data import Data
 from kdcache.student.metrics import Metrics
 from kdcache.student.rows import Rows, choose_rows, evaluation_interval, planned_steps, steps_per_epoch
 
-__all__ = ["Job", "check_augment", "plan_job"]
+__all__ = ["Job", "check_augment", "check_fused", "check_together", "plan_job"]
 
 # What changes how a fit is run, but not what comes out of it.
 _NO_MATTER = {"seeds", "checkpoint_seconds", "memory_mib"}
@@ -40,16 +41,21 @@ class Job:
     epoch_steps: int
     evaluate_every: int
     identity: dict[str, Any]
+    inputs: tuple[str, ...] = ("input",)
+    metrics: tuple[str, ...] = ()
+    view: str | int | None = None
+    weights: Path | None = None
+    metric_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def trained_rows(self) -> int:
         return int(self.rows.train.sum())
 
     @property
-    def by_label(self) -> tuple[bool, ...]:
-        """Which terms of the objective are means over labels: in sequences all but those on features."""
+    def by_label(self) -> tuple[bool | None, ...]:
+        """Which terms of the objective are means over labels, in sequences all; None: over the whole global batch."""
         whole = self.data.positions is not None
-        return tuple(term.labelled or (whole and term.tap is None) for term in self.objective.terms)
+        return tuple(None if term.spec.together else term.labelled or whole for term in self.objective.terms)
 
     def batch_rows(self, step: int) -> int:
         """Rows of the global batch of the 0-based `step`: the batch size, or what is left at an epoch's end."""
@@ -77,6 +83,33 @@ def check_augment(train: TrainConfig) -> None:
         )
 
 
+def check_fused(objective: Objective) -> None:
+    """UsageError for a term that a language model's fused last layer cannot give."""
+    for term in objective.terms:
+        if not (term.on_logits or term.taps):
+            raise UsageError(
+                f"objective {term.name}: it needs the whole batch's {', '.join(term.outputs)} at once, and those of a "
+                "language model are never there together; take a loss of one position each, such as kd, or one on taps"
+            )
+
+
+def check_together(objective: Objective, train: TrainConfig) -> None:
+    """UsageError where a loss that compares the rows of a batch would get too few, or part of them."""
+    for term in objective.terms:
+        if not term.spec.together:
+            continue
+        if train.accumulate > 1:
+            raise UsageError(
+                f"objective {term.name}: it compares the rows of a batch with each other, and train.accumulate = "
+                f"{train.accumulate} would cut the batch; set it to 1"
+            )
+        if train.batch_size < 2 * term.spec.together:
+            raise UsageError(
+                f"objective {term.name}: it needs {term.spec.together} rows together, and the last batch of an epoch "
+                f"may be half of train.batch_size = {train.batch_size}; set that to {2 * term.spec.together} or more"
+            )
+
+
 def plan_job(
     model: str,
     args: Mapping[str, Any],
@@ -91,17 +124,25 @@ def plan_job(
     steps: int | None,
     evaluate_every: int | None,
     input_spec: InputSpec | None,
+    inputs: tuple[str, ...] = ("input",),
+    metrics: tuple[str, ...] = (),
+    view: str | int | None = None,
+    weights: Path | None = None,
+    metric_options: Mapping[str, Any] | None = None,
 ) -> Job:
     """Decide a fit; the parameters are those of `fit`."""
-    composed = compose(objective, data.fields, data.classes, data.facts)
+    composed = compose(objective, data.fields, data.outputs, data.facts)
     if data.positions is not None:
         check_augment(train)
+        check_fused(composed)
+    check_together(composed, train)
+    check_options({name: find_metric(name) for name in metrics}, metric_options or {})
     rows = choose_rows(data, train, composed.needs_labels_only if labels_only_rows is None else labels_only_rows)
     count = int(rows.train.sum())
     epoch_steps = steps_per_epoch(count, train.batch_size)
     total = steps or planned_steps(train, count)
     every = evaluate_every or evaluation_interval(train, total, epoch_steps)
-    spec = input_spec or data.input_spec()
+    spec = (input_spec or data.input_spec()) if inputs[0] == "input" else InputSpec()
     whole = {
         **identity,
         "model": model,
@@ -115,6 +156,12 @@ def plan_job(
         "input_spec": asdict(spec),
         "stores": data.digests,
     }
+    if inputs != ("input",):
+        whole["inputs"] = list(inputs)
+    if view is not None:
+        whole["view"] = view
+    if weights is not None:
+        whole["weights"] = weights_digest(weights)
     return Job(
         model,
         dict(args),
@@ -129,4 +176,9 @@ def plan_job(
         epoch_steps,
         every,
         json.loads(canonical(whole)),
+        inputs,
+        metrics,
+        view,
+        weights,
+        dict(metric_options or {}),
     )

@@ -18,14 +18,18 @@ _CHUNK_VALUES = 1 << 22  # logits that are there at once where no gradient is wa
 
 
 class Scored(NamedTuple):
-    """The N scored positions of a batch: hidden [N, D], label int64 [N], and their places int64 [N] among all B * P."""
+    """The N scored positions of a batch: hidden [N, D], label int64 [N], and their places int64 [N] among all B * P;
+    `targets` is P."""
 
     hidden: Tensor
     label: Tensor
     places: Tensor
+    targets: int
 
     def of(self, targets: Targets) -> Targets:
-        """The rows of targets [B, P, ...] that belong to these positions, [N, ...]."""
+        """The rows of targets [B, P, ...], or of states [B, L, D], that belong to these positions, [N, ...]."""
+        if isinstance(targets, Tensor) and targets.dim() == 3:
+            targets = targets[:, : self.targets]  # the last state of a causal model predicts nothing that the row holds
         found: Targets = flat(targets)[self.places]
         return found
 
@@ -66,7 +70,7 @@ def scored_positions(model: LanguageModel, batch: Mapping[str, Targets]) -> Scor
         hidden = hidden[:, :-1]
     wanted = label.reshape(-1)
     places = (wanted >= 0).nonzero().squeeze(1)
-    return Scored(hidden.reshape(-1, hidden.shape[-1])[places], wanted[places].long(), places)
+    return Scored(hidden.reshape(-1, hidden.shape[-1])[places], wanted[places].long(), places, label.shape[1])
 
 
 def head_chunks(model: LanguageModel, scored: Scored) -> Iterator[tuple[Tensor, slice]]:

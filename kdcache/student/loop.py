@@ -55,9 +55,9 @@ def run_loop(
     batches = _endless(state.loader)
     while state.step < job.steps and not state.stopping.stopped:
         batch = next(batches)
-        rate = train.lr * rate_factor(train, state.step, job.steps)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        factor = rate_factor(train, state.step, job.steps)
+        for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
+            group["lr"] = group["initial_lr"] * factor
         if train.augment:
             batch["input"] = augment(batch["input"], train.augment, augment_generator(job.seed, state.step, rank))
         seed_device(int(keyed_hash(dropout, np.array([state.step]))[0]), device)
@@ -73,7 +73,7 @@ def run_loop(
         evaluates = state.step % job.evaluate_every == 0 or state.step == job.steps
         if evaluates or len(state.losses) == LOG_STEPS:
             means = state.losses.take(state.step, f"{job.out}: ", job.cure, accelerator.reduce)
-            job.record(metrics, state.step, "train", {**means, "lr": rate})
+            job.record(metrics, state.step, "train", {**means, "lr": train.lr * factor})
         if evaluates and held is not None:
             val = _validate(job, state, held, accelerator)
             job.record(metrics, state.step, "val", val)
@@ -99,7 +99,7 @@ def run_loop(
 def open_loaders(job: Job, accelerator: Any, stack: ExitStack) -> tuple[StreamingLoader, StreamingLoader | None]:
     """The training rows in the order of the seed, and the held-out rows in the order of the store."""
     train = job.train
-    fields = tuple(dict.fromkeys(("input", *job.objective.fields, *job.data.sequence_fields)))
+    fields = tuple(dict.fromkeys((*job.inputs, *job.objective.fields, *job.data.sequence_fields)))
     place = {
         "world_size": accelerator.num_processes,
         "rank": accelerator.process_index,
@@ -183,17 +183,19 @@ def _backward(
 
 
 def _update(state: FitState, clip_norm: float | None) -> None:
-    """One step of the optimiser, gradients clipped to a norm first if asked."""
-    if clip_norm is not None:
-        if state.scaler is not None:
-            state.scaler.unscale_(state.optimizer)
-        torch.nn.utils.clip_grad_norm_(state.fitted.parameters(), clip_norm)
-    if state.scaler is None:
-        state.optimizer.step()
-    else:
-        state.scaler.step(state.optimizer)
+    """One step of every optimiser, the gradients of each clipped to a norm first if asked."""
+    for optimizer in state.optimizers.values():
+        if clip_norm is not None:
+            if state.scaler is not None:
+                state.scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
+        if state.scaler is None:
+            optimizer.step()
+        else:
+            state.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    if state.scaler is not None:
         state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
 
 
 def _validate(job: Job, state: FitState, held: StreamingLoader, accelerator: Any) -> dict[str, float]:
@@ -203,10 +205,10 @@ def _validate(job: Job, state: FitState, held: StreamingLoader, accelerator: Any
     state.fitted.eval()
 
     def forward(batch: Batch) -> Measured:
-        loss, _, logits = state.fitted(batch)
-        if logits is None:
+        loss, _, outputs = state.fitted(batch)
+        if outputs is None:
             return measure_positions(state.fitted.model, batch, loss)
-        return measure_logits(batch, logits, loss)
+        return measure_logits(batch, outputs.get("logits"), loss)
 
     found = evaluate(forward, held, accelerator.device, accelerator.reduce)
     state.fitted.train()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from kdcache.student.shares import cuts
 from kdcache.taps import tap_outputs
 from kdcache.zoo.sequence import is_language_model
 
-__all__ = ["Batch", "Fitted", "split_batch", "tap_shapes"]
+__all__ = ["Batch", "Fitted", "network_outputs", "split_batch", "student_shapes"]
 
 Batch = Mapping[str, Targets]
 
@@ -28,7 +28,8 @@ Batch = Mapping[str, Targets]
 class Fitted(nn.Module):
     """Everything that is trained. `DistributedDataParallel` wants every parameter inside one forward, so it is here.
 
-    `sequences`: rows are tokens, and the network is a language model (`check_language_model`).
+    `inputs`: the batch's entries that the network is given. `sequences`: rows are tokens, and the network is a language
+    model (`check_language_model`).
     """
 
     def __init__(
@@ -38,34 +39,30 @@ class Fitted(nn.Module):
         objective: Objective,
         spec: InputSpec,
         hooks: ExitStack,
+        inputs: tuple[str, ...] = ("input",),
         sequences: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.adapters = model, adapters
-        self._objective, self._spec, self._sequences = objective, spec, sequences
+        self._objective, self._spec, self._inputs, self._sequences = objective, spec, inputs, sequences
         self._tapped = hooks.enter_context(tap_outputs(model, objective.taps))
 
     def forward(
         self, batch: Batch, factors: tuple[float, ...] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """The loss to go backward from, every term's detached value, the logits float32 [B, C] (None of sequences).
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor] | None]:
+        """The loss to go backward from, every term's detached value, the network's outputs (None of sequences).
 
         `factors`: one for each term, by which its part of the loss is multiplied.
         """
         objective = self._objective if factors is None else _weighted(self._objective, factors)
         if self._sequences:
             return *self._over_positions(batch, objective), None
-        stored = batch["input"]
-        assert isinstance(stored, Tensor)
-        x = self._spec.apply(stored)
-        if x.device.type == "cpu" and x.data_ptr() % 64:
-            x = x.clone()  # matrix products may round otherwise by their operands' alignment, which resuming changes
-        logits: Tensor = self._run(lambda: self.model(x), len(x))
+        outputs = self._run(lambda: network_outputs(self.model, self._spec, self._inputs, batch), len(batch["id"]))
         # Losses and adapters in fp32 whatever the network ran in: KL of fp16 log-probabilities has few right digits.
-        with torch.autocast(logits.device.type, enabled=False):
-            outputs = {"logits": logits.float(), **{name: value.float() for name, value in self._tapped.items()}}
-            loss, terms = objective(outputs, batch, self.adapters)
-        return loss, terms, outputs["logits"]
+        with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
+            tapped = {name: value.float() for name, value in self._tapped.items()}
+            loss, terms = objective({**outputs, **tapped}, batch, self.adapters)
+        return loss, terms, outputs
 
     def _over_positions(self, batch: Batch, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and terms over the scored positions of sequences, fused with the last layer: no [B, L, V] is made."""
@@ -73,7 +70,10 @@ class Fitted(nn.Module):
         assert is_language_model(model)
         scored = self._run(lambda: scored_positions(model, batch), len(batch["id"]))
         targets = {name: scored.of(batch[name]) for name in objective.fields if name != "label"}
-        return objective.fused(scored.hidden, model.head, {**targets, "label": scored.label}, self.adapters)
+        taps = {name: scored.of(value.float()) for name, value in self._tapped.items()}
+        return objective.fused(
+            scored.hidden, model.head, {**targets, "label": scored.label}, self.adapters, outputs=taps
+        )
 
     def _run(self, network: Callable[[], Any], rows: int) -> Any:
         """The network's own answer; whatever it raises is a UsageError, except that memory ran out."""
@@ -96,15 +96,28 @@ def _weighted(objective: Objective, factors: tuple[float, ...]) -> Objective:
     return replace(objective, terms=tuple(replace(term, weight=term.weight * factor) for term, factor in terms))
 
 
-def tap_shapes(model: nn.Module, taps: Mapping[str, str], sample: Array) -> dict[str, tuple[int, ...]]:
-    """Shape per sample of every tap, from a forward of two blank samples that draws no random number."""
-    if not taps:
-        return {}
+def network_outputs(model: nn.Module, spec: InputSpec, inputs: Sequence[str], batch: Batch) -> dict[str, Tensor]:
+    """What the network says of a batch, by name, float32; a network that gives one tensor calls it "logits"."""
+    first, *others = (batch[name] for name in inputs)
+    assert isinstance(first, Tensor)
+    x = spec.apply(first)
+    if x.device.type == "cpu" and x.data_ptr() % 64:
+        x = x.clone()  # matrix products may round otherwise by their operands' alignment, which resuming changes
+    found = model(x, *others)
+    named = {"logits": found} if isinstance(found, Tensor) else found
+    return {name: value.float() for name, value in named.items()}
+
+
+def student_shapes(model: nn.Module, taps: Mapping[str, str], samples: Sequence[Array]) -> dict[str, tuple[int, ...]]:
+    """Shape per sample of every tap and output, from a forward of two blank samples that draws no random number."""
     training = model.training
     model.eval()
-    with torch.no_grad(), tap_outputs(model, taps) as tapped:
-        model(torch.zeros(2, *sample.shape))
-        shapes = {name: tuple(value.shape[1:]) for name, value in tapped.items()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), tap_outputs(model, taps) as tapped:
+        first, *others = samples
+        blank = [torch.zeros(2, *array.shape, dtype=getattr(torch, array.dtype)) for array in others]
+        found = model(torch.zeros(2, *first.shape), *blank)
+        outputs = {"logits": found} if isinstance(found, Tensor) else dict(found)
+        shapes = {name: tuple(value.shape[1:]) for name, value in {**outputs, **tapped}.items()}
     model.train(training)
     return shapes
 

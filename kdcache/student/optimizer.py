@@ -6,12 +6,33 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcache.config import TrainConfig
 from kdcache.errors import CheckpointError, UsageError
 
-__all__ = ["build_optimizer", "load_optimizer_state", "optimizer_state"]
+__all__ = ["build_optimizer", "build_optimizers", "load_optimizer_state", "optimizer_state"]
+
+
+def build_optimizers(train: TrainConfig, fitted: nn.Module, modules: nn.ModuleDict) -> dict[str, torch.optim.Optimizer]:
+    """{"optimizer": the student's, with its adapters, and for each term with an opponent its own by the term's name}.
+
+    An opponent is a module with `opponent_parameters()`; it is trained by Adam with beta1 = 0.5 (Radford et al. 2016),
+    at its own `lr` or else the student's.
+    """
+    opponents = {
+        name: list(module.opponent_parameters())  # type: ignore[operator]
+        for name, module in modules.items()
+        if hasattr(module, "opponent_parameters")
+    }
+    theirs = {id(parameter) for parameters in opponents.values() for parameter in parameters}
+    found = {"optimizer": build_optimizer(train, (p for p in fitted.parameters() if id(p) not in theirs))}
+    for name, parameters in opponents.items():
+        rate = getattr(modules[name], "lr", None) or train.lr
+        found[f"opponent-{name}"] = torch.optim.Adam(parameters, lr=rate, betas=(0.5, 0.999))
+    for group in (group for optimizer in found.values() for group in optimizer.param_groups):
+        group["initial_lr"] = group["lr"]  # what the schedule multiplies
+    return found
 
 
 def build_optimizer(train: TrainConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -24,9 +24,10 @@ def cuts(rows: int, parts: int) -> list[tuple[int, int]]:
 
 
 def part_factors(
-    scored: NDArray[np.int32], by_label: tuple[bool, ...], rank: int, world_size: int, parts: int
+    scored: NDArray[np.int32], by_label: tuple[bool | None, ...], rank: int, world_size: int, parts: int
 ) -> list[tuple[float, ...]]:
-    """For each micro-batch of this process the factor of every term; `by_label` says which terms count labels.
+    """For each micro-batch of this process the factor of every term; `by_label` says which terms count labels. None:
+    every process has the whole global batch's term, so it weighs 1.
 
     `scored` int32 [rows of the global batch, in order] is how many labels each row has; this process has the rows
     rank, rank + world_size, ...
@@ -37,5 +38,5 @@ def part_factors(
     for first, last in cuts(len(mine), parts):
         labels = int(mine[first:last].sum(dtype=np.int64)) * world_size / total[0]
         rows = (last - first) * world_size / total[1]
-        found.append(tuple(labels if counts else rows for counts in by_label))
+        found.append(tuple(1.0 if counts is None else labels if counts else rows for counts in by_label))
     return found

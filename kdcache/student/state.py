@@ -24,7 +24,7 @@ class FitState:
     """A fit after `step` steps. Schedule, augmentation and dropout are functions of the step and need no state here."""
 
     fitted: Fitted
-    optimizer: torch.optim.Optimizer
+    optimizers: dict[str, torch.optim.Optimizer]  # by the name of its file in a checkpoint
     scaler: Any  # torch's GradScaler under fp16, else None
     loader: StreamingLoader
     stopping: Stopping
@@ -40,19 +40,19 @@ class FitState:
 
     def checkpoint(self) -> Checkpoint:
         """All of it, to go on from."""
-        optimizer, scalars = optimizer_state(self.optimizer)
+        states = {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()}
         losses, terms = self.losses.state()
         tensors = {
             "model": self.fitted.model.state_dict(),
             "adapters": self.fitted.adapters.state_dict(),
-            "optimizer": optimizer,
+            **{name: tensors for name, (tensors, _) in states.items()},
             "losses": losses,
             "best": self.best or {},
         }
         facts = {
             "loader": self.loader.state_dict(),
             "stopping": self.stopping.state(),
-            "optimizer": scalars,
+            **{name: scalars for name, (_, scalars) in states.items()},
             "terms": terms,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "samples": self.samples,
@@ -66,7 +66,8 @@ class FitState:
         try:
             self.fitted.model.load_state_dict(tensors["model"])
             self.fitted.adapters.load_state_dict(tensors.get("adapters", {}))
-            load_optimizer_state(self.optimizer, tensors.get("optimizer", {}), facts["optimizer"])
+            for name, optimizer in self.optimizers.items():
+                load_optimizer_state(optimizer, tensors.get(name, {}), facts[name])
             if self.scaler is not None:
                 self.scaler.load_state_dict(facts["scaler"])
             self.losses.load_state(tensors.get("losses", {}), facts["terms"], device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,11 +17,18 @@ __all__ = ["run_batch", "run_ids", "token_chunks"]
 
 
 def run_batch(
-    teacher: FrozenTeacher, inputs: Tensor, ids: NDArray[np.int64], segment: Tensor | None = None
+    teacher: FrozenTeacher,
+    inputs: Tensor,
+    ids: NDArray[np.int64],
+    segment: Tensor | None = None,
+    others: Sequence[Tensor] = (),
 ) -> dict[str, Tensor]:
-    """The teacher's outputs for one batch; halved when memory runs out, bisected to the sample when it raises."""
+    """The teacher's outputs for one batch; halved when memory runs out, bisected to the sample when it raises.
+
+    `inputs` is the first of `teacher.inputs`, `others` the rest of them.
+    """
     try:
-        return teacher(inputs, segment)
+        return teacher(inputs, segment, others)
     except NotFinite as error:
         raise _not_finite(teacher, [int(ids[row]) for row in error.rows]) from None
     except KdcacheError:
@@ -35,7 +42,9 @@ def run_batch(
             torch.cuda.empty_cache()
     half = len(ids) // 2
     parts = [
-        run_batch(teacher, inputs[cut], ids[cut], None if segment is None else segment[cut])
+        run_batch(
+            teacher, inputs[cut], ids[cut], None if segment is None else segment[cut], [one[cut] for one in others]
+        )
         for cut in (slice(half), slice(half, None))
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -43,8 +52,9 @@ def run_batch(
 
 def run_ids(teacher: FrozenTeacher, source: Source, ids: NDArray[np.int64]) -> dict[str, Tensor]:
     """The teacher's outputs for these samples of a source."""
-    rows = {name: torch.from_numpy(values) for name, values in source.read(ids).items() if name != "label"}
-    return run_batch(teacher, rows["input"], ids, rows.get("segment"))
+    rows = {name: torch.from_numpy(values) for name, values in source.read(ids).items()}
+    first, *others = (rows[name] for name in teacher.config.inputs)
+    return run_batch(teacher, first, ids, rows.get("segment"), others)
 
 
 def token_chunks(teacher: FrozenTeacher, hidden: Tensor, ids: NDArray[np.int64]) -> Iterator[tuple[int, int, Tensor]]:

@@ -139,7 +139,7 @@ def _prepare(
     plan = inputs_plan(recipe, source, like)
     if recipe.teacher is None:
         return source, None, plan
-    teacher = load_teacher(recipe.teacher, source.arrays["input"], source.classes, input_spec_of(plan), weights)
+    teacher = load_teacher(recipe.teacher, source.arrays, source.classes, input_spec_of(plan), weights)
     chosen = choices(recipe, source, teacher, plan, found, out)
     return source, teacher, teacher_plan(plan, recipe, source, teacher, chosen)
 

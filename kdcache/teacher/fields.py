@@ -27,7 +27,7 @@ def teacher_fields(
     """
     shapes = output_shapes(teacher, source)
     fields = []
-    for name in ["logits", *teacher.config.taps]:
+    for name in ["logits", *teacher.config.outputs, *teacher.config.taps]:
         config = recipe.fields.get(name, FieldConfig(dtype="float16"))
         try:
             reduction = reduction_of(config, shapes[name], logits=name == "logits")

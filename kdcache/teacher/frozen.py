@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kdcache.arrays import Array
+from kdcache.arrays import Array, named_arrays, outputs_for, sequence_positions
 from kdcache.config import TeacherConfig
 from kdcache.errors import TeacherError, UsageError
 from kdcache.fingerprint import sha256
@@ -35,9 +35,13 @@ _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_teacher(
-    config: TeacherConfig, array: Array, classes: int | None, default: InputSpec, weights: Path | None = None
+    config: TeacherConfig,
+    arrays: Mapping[str, Array],
+    classes: int | None,
+    default: InputSpec,
+    weights: Path | None = None,
 ) -> FrozenTeacher:
-    """The teacher of a recipe for inputs of `array`, with `weights` (or the recipe's).
+    """The teacher of a recipe for rows of these `arrays`, with `weights` (or the recipe's).
 
     Inputs are scaled as the weights file says, else as the recipe says, else by `default`. Raises UsageError.
     """
@@ -48,7 +52,9 @@ def load_teacher(
             "or give `kdcache dump --weights FILE`"
         )
     tensors, info = load_weights(path) if path else ({}, None)
-    tokens = is_tokens(array)
+    array, *others = named_arrays(config.inputs, arrays, "teacher")
+    classes, positions = outputs_for(arrays, classes), sequence_positions(arrays)
+    tokens = is_tokens(array) and ("label" not in arrays or positions is not None)
     outputs = info.outputs if info else (vocabulary_of(config.model) if tokens else None) or classes
     if outputs is None:
         raise UsageError(
@@ -65,10 +71,12 @@ def load_teacher(
             f"{path}: the teacher gives {outputs} outputs, the source has {classes} classes; use the weights of a "
             "teacher for these classes"
         )
-    model = build_model(config.model, config.args, input=array, outputs=outputs)
+    model = build_model(
+        config.model, config.args, input=array, outputs=outputs, extra=others, positions=positions if tokens else None
+    )
     if path:
         apply_weights(model, tensors, path)
-    spec = default
+    spec = default if config.inputs[0] == "input" else InputSpec()
     if info and info.input_spec.mean is not None:
         spec = info.input_spec
     elif config.input:
@@ -132,28 +140,44 @@ class FrozenTeacher:
         return sha256([safetensors.torch.save(state)])
 
     @torch.inference_mode()
-    def __call__(self, inputs: Tensor, segment: Tensor | None = None) -> dict[str, Tensor]:
-        """`logits` float32 [B, C] (or `hidden`) and one float32 tensor for each tap, on the teacher's device.
+    def __call__(
+        self, inputs: Tensor, segment: Tensor | None = None, others: Sequence[Tensor] = ()
+    ) -> dict[str, Tensor]:
+        """`logits` float32 [B, C] (or `hidden`) and one float32 tensor for each tap and each of the other outputs that
+        the recipe names, on the teacher's device. `others`: the network's inputs after the first.
 
         NaN or infinity is tried again in fp32; rows that stay so raise NotFinite with their places in the batch.
         """
-        outputs = self._forward(inputs, segment, self._precision)
+        outputs = self._forward(inputs, segment, others, self._precision)
         if (bad := _not_finite(outputs)) is not None and self._precision != "fp32":
-            outputs = self._forward(inputs, segment, "fp32")
+            outputs = self._forward(inputs, segment, others, "fp32")
             bad = _not_finite(outputs)
         if bad is not None:
             raise NotFinite(bad)
         return outputs
 
-    def _forward(self, inputs: Tensor, segment: Tensor | None, precision: str) -> dict[str, Tensor]:
+    def _forward(
+        self, inputs: Tensor, segment: Tensor | None, others: Sequence[Tensor], precision: str
+    ) -> dict[str, Tensor]:
         if self.head is not None:
             return self._hidden(inputs, segment, precision)
         x = self.input_spec.apply(inputs.to(self.device, non_blocking=True))
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with self._autocast(precision), tap_outputs(self.model, self.config.taps) as taps:
-            logits = self.model(x)
-        found: Mapping[str, Tensor] = {"logits": logits, **taps}
+            said = self.model(x, *(one.to(self.device) for one in others))
+        named = {"logits": said} if isinstance(said, Tensor) else said
+        for field, name in self.config.outputs.items():
+            if name not in named:
+                raise UsageError(
+                    f"teacher.outputs: {field} = {name!r}: {type(self.model).__name__} has no such output, only "
+                    f"{', '.join(named)}"
+                )
+        found: Mapping[str, Tensor] = {
+            "logits": named["logits"],
+            **{field: named[name] for field, name in self.config.outputs.items()},
+            **taps,
+        }
         if self.config.pool == "avg":
             found = {name: pool_spatial(value) if name in taps else value for name, value in found.items()}
         return {name: value.float() for name, value in found.items()}

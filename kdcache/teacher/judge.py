@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from kdcache.codecs import QuantisedLogits, SampledLogits, SparseLogits, Targets, flat
 from kdcache.config import TeacherConfig
 from kdcache.loader import StreamingLoader
-from kdcache.store import open_store
+from kdcache.metrics import Network, fields_read, measured
+from kdcache.store import StoreReader, open_store
 from kdcache.teacher.batch import run_batch, token_chunks
 from kdcache.teacher.frozen import FrozenTeacher, load_teacher
 from kdcache.teacher.planning import input_spec_of
@@ -21,38 +23,79 @@ from kdcache.teacher.planning import input_spec_of
 __all__ = ["judge"]
 
 
-def judge(config: TeacherConfig, weights: Path | None, store: Path, eval_store: Path | None) -> dict[str, Any]:
+def judge(
+    config: TeacherConfig,
+    weights: Path | None,
+    store: Path,
+    eval_store: Path | None,
+    metrics: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """{"accuracy", "predictions" (int [N_eval]), "parameters", "confidence" (top-1 probability at T = 1, [N])}.
 
-    Of a language model {"accuracy", "loss" (nats a token), "perplexity" (exp of that), "parameters"}.
+    With metrics their numbers instead of the accuracy. Of a language model {"accuracy", "loss" (nats a token),
+    "perplexity" (exp of that), "parameters"}.
     """
     with open_store(store) as reader:
         spec = input_spec_of(reader.plan)
-        teacher = load_teacher(config, reader.fields["input"].array, reader.plan.classes, spec, weights)
+        arrays = {name: field.array for name, field in reader.fields.items()}
+        teacher = load_teacher(config, arrays, reader.plan.classes, spec, weights)
         if teacher.head is not None:
             return _judge_tokens(teacher, eval_store)
+        single = len(reader.fields["logits"].array.shape) == 1 and "target" not in arrays
         confidence = []
-        for batch in StreamingLoader(reader, 1024, shuffle=False, fields=["logits"]):
+        for batch in StreamingLoader(reader, 1024, shuffle=False, fields=["logits"]) if single else ():
             confidence.append(_top(flat(batch["logits"])))
-    facts: dict[str, Any] = {
-        "parameters": sum(p.numel() for p in teacher.model.parameters()),
-        "confidence": [round(value, 5) for value in torch.cat(confidence).tolist()],
-    }
+    facts: dict[str, Any] = {"parameters": sum(p.numel() for p in teacher.model.parameters())}
+    if single:
+        facts["confidence"] = [round(value, 5) for value in torch.cat(confidence).tolist()]
     if eval_store is None:
         return facts
+    with open_store(eval_store) as reader:
+        absent = [name for name in config.inputs if name not in reader.fields]
+        if absent:
+            return facts  # the evaluation rows are for students that are given less
+        if metrics:
+            fields = fields_read(metrics, config.inputs)
+            loader = StreamingLoader(reader, config.batch_size, shuffle=False, fields=fields)
+            names = reader.plan.class_names
+            facts |= measured(metrics, options or {}, _network(teacher), loader, class_names=names)
+        if not single or "label" not in reader.fields:
+            return facts
+        return facts | _classified(teacher, reader, plain=not metrics)
+
+
+def _classified(teacher: FrozenTeacher, reader: StoreReader, plain: bool) -> dict[str, Any]:
+    """The class that each evaluation row is given, and where asked the share of labelled ones that are right."""
     right = labelled = 0
     predictions: list[int] = []
-    with open_store(eval_store) as reader:
-        for batch in StreamingLoader(reader, config.batch_size, shuffle=False, fields=["input", "label"]):
-            inputs, label, ids = batch["input"], batch["label"], batch["id"]
-            assert isinstance(inputs, Tensor)
-            assert isinstance(label, Tensor)
-            assert isinstance(ids, Tensor)
-            guess = run_batch(teacher, inputs, ids.numpy())["logits"].argmax(1).cpu()
-            predictions += guess.tolist()
-            labelled += int((label >= 0).sum())
-            right += int((guess == label).sum())
-    return {**facts, "accuracy": right / labelled if labelled else None, "predictions": predictions}
+    inputs = teacher.config.inputs
+    for batch in StreamingLoader(reader, teacher.config.batch_size, shuffle=False, fields=[*inputs, "label"]):
+        label, ids = batch["label"], batch["id"]
+        assert isinstance(label, Tensor)
+        assert isinstance(ids, Tensor)
+        first, *others = (batch[name] for name in inputs)
+        guess = run_batch(teacher, first, ids.numpy(), None, others)["logits"].argmax(1).cpu()  # type: ignore[arg-type]
+        predictions += guess.tolist()
+        labelled += int((label >= 0).sum())
+        right += int((guess == label).sum())
+    found: dict[str, Any] = {"predictions": predictions}
+    return {**found, "accuracy": right / labelled if labelled else None} if plain else found
+
+
+def _network(teacher: FrozenTeacher) -> Network:
+    """Rows of the store -> what the teacher's network says of them, differentiable."""
+
+    def network(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        first, *others = (rows[name].to(teacher.device) for name in teacher.config.inputs)
+        spec = teacher.input_spec
+        # Integers are stored as such; floats in their place were changed by a metric, in the same units.
+        x = spec.standardised(first) if first.is_floating_point() and spec.mean else spec.apply(first)
+        said = teacher.model(x, *others)
+        named = {"logits": said} if isinstance(said, Tensor) else said
+        return {name: value.float() for name, value in named.items()}
+
+    return network
 
 
 def _judge_tokens(teacher: FrozenTeacher, eval_store: Path | None) -> dict[str, Any]:

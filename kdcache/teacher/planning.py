@@ -98,7 +98,7 @@ def input_spec_of(plan: Plan) -> InputSpec:
 def _statistics(source: Source, plan: Plan) -> dict[str, list[float]] | None:
     """Mean and standard deviation per channel of integer inputs, over the first rows of the plan."""
     array = source.arrays["input"]
-    if array.dtype.startswith(("float", "bfloat")) or "segment" in source.arrays:
+    if array.dtype.startswith(("float", "bfloat")) or "tokenizer" in getattr(source, "extra", {}):
         return None  # the numbers of tokens are names
     ids = source.ids()[plan.permutation()[:_STATISTICS_ROWS]]
     axes = (0, 2, 3) if len(array.shape) == 3 else None
@@ -116,7 +116,10 @@ def _statistics(source: Source, plan: Plan) -> dict[str, list[float]] | None:
 
 def _describe(teacher: FrozenTeacher) -> dict[str, Any]:
     config, spec = teacher.config, teacher.input_spec
+    given: dict[str, Any] = {"inputs": list(config.inputs)} if config.inputs != ("input",) else {}
+    given |= {"outputs": config.outputs} if config.outputs else {}
     return {
+        **given,
         "model": config.model,
         "args": config.args,
         "weights": teacher.fingerprint(),

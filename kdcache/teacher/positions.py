@@ -27,10 +27,10 @@ def output_shapes(teacher: FrozenTeacher, source: Source) -> dict[str, tuple[int
     outputs = run_ids(teacher, source, source.ids()[:2])
     if "hidden" not in outputs:
         logits = outputs["logits"]
-        if logits.ndim != 2 or logits.shape[1] != teacher.outputs:
+        if logits.ndim not in (2, 3) or logits.shape[-1] != teacher.outputs:
             raise UsageError(
                 f"teacher {teacher.config.model}: gives logits of shape {list(logits.shape[1:])}, expected "
-                f"[{teacher.outputs}], one for each class of the source"
+                f"[{teacher.outputs}], one for each class of the source, or that at each of its positions"
             )
         return {name: tuple(value.shape[1:]) for name, value in outputs.items()}
     ours = getattr(source, "extra", {}).get("tokenizer")

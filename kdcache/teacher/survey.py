@@ -30,13 +30,13 @@ def survey(
     """
     if recipe.teacher is None:
         raise UsageError("fidelity: the recipe has no [teacher] whose outputs could be measured; add one")
-    known = ["logits", *recipe.teacher.taps]
+    known = ["logits", *recipe.teacher.outputs, *recipe.teacher.taps]
     if field not in known:
         raise UsageError(f"--field {field}: the teacher gives {', '.join(known)}")
     source = open_source(recipe.source)
     plan = inputs_plan(recipe, source)
     spec = input_spec_of(plan)
-    teacher = load_teacher(recipe.teacher, source.arrays["input"], source.classes, spec, weights)
+    teacher = load_teacher(recipe.teacher, source.arrays, source.classes, spec, weights)
     config = recipe.fields.get(field)
     restricted = config if config is not None and config.budget is not None else FieldConfig()
     config = restricted.model_copy(update={"budget": budget})

@@ -60,8 +60,9 @@ def fill_unit(
     measured = UnitFidelity(logits, whole=unit == 0) if logits else None
     for first, last in _read_ahead(plan, ids, source, columns, stop):
         if teacher:
-            some, inputs = ids[first:last], torch.from_numpy(columns["input"][first:last])
-            outputs = run_batch(teacher, inputs, some, _segment(columns, first, last))
+            some = ids[first:last]
+            inputs, *others = (torch.from_numpy(columns[name][first:last]) for name in teacher.config.inputs)
+            outputs = run_batch(teacher, inputs, some, _segment(columns, first, last), others)
             for field in plan.fields:
                 for start, end, whole, keys in _pieces(field, outputs, teacher, some):
                     values = reduced(whole, field.reduction, tables[field.name])

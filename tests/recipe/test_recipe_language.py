@@ -11,7 +11,8 @@ from command import Done, forked, one_error_line
 from recipe_runs import results, stamps
 
 from kdcache.errors import UsageError
-from kdcache.recipe_file import load_recipe, resolve_students, store_recipes
+from kdcache.recipe_file import load_recipe
+from kdcache.recipe_students import resolve_students, store_recipes
 from kdcache.store import describe, verify
 
 README = Path(__file__).parents[2] / "README.md"

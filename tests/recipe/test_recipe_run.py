@@ -13,7 +13,8 @@ from conftest import Finished
 from recipe_runs import lasting, results, stamps, write
 
 from kdcache.config import Recipe
-from kdcache.recipe_file import load_recipe, resolve_students
+from kdcache.recipe_file import load_recipe
+from kdcache.recipe_students import resolve_students
 from kdcache.store import describe, verify
 
 

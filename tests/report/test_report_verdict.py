@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kdcache.report import paired, rows, summarise, verdict
-from kdcache.report.rows import HEADINGS, Row
+from kdcache.report.rows import Row, headings
 
 
 def results(**students: tuple[list[float], list[float]]) -> dict[str, Any]:
@@ -66,10 +66,11 @@ def test_what_was_not_measured_is_not_claimed(missing: dict[str, Any], said: str
 
 
 def test_rows_carry_the_numbers_in_words() -> None:
-    teacher, baseline, student = rows(results(kd=([0.85, 0.86, 0.87], ALONE)))
-    assert shown(teacher) == {"Accuracy, %": "90.00", "Parameters": "1,234"}
-    assert shown(baseline) == {"Accuracy, %": "81.00 ± 1.00"}
-    assert shown(student) == {
+    found = results(kd=([0.85, 0.86, 0.87], ALONE))
+    teacher, baseline, student = rows(found)
+    assert shown(found, teacher) == {"Accuracy, %": "90.00", "Parameters": "1,234"}
+    assert shown(found, baseline) == {"Accuracy, %": "81.00 ± 1.00"}
+    assert shown(found, student) == {
         "Accuracy, %": "86.00 ± 1.00",
         "Gain, points": "+5.00 ± 0.00",
         "Gain ÷ sd": "5.00",
@@ -78,8 +79,8 @@ def test_rows_carry_the_numbers_in_words() -> None:
     assert rows({}) == []
 
 
-def shown(row: Row) -> dict[str, str]:
-    return {heading: cell for heading, cell in zip(HEADINGS, row.cells, strict=True) if cell != "–"}
+def shown(results: dict[str, Any], row: Row) -> dict[str, str]:
+    return {heading: cell for heading, cell in zip(headings(results), row.cells, strict=True) if cell != "–"}
 
 
 def language(**students: list[float]) -> dict[str, Any]:
@@ -126,9 +127,9 @@ def test_the_student_with_the_least_perplexity_is_the_best_of_several() -> None:
 
 def test_rows_of_language_models() -> None:
     teacher, baseline, student = rows(language(kd=[36.0, 37.0, 38.0]))
-    assert shown(teacher) == {"Perplexity": "30.00", "Accuracy, %": "40.00"}
-    assert shown(baseline) == {"Perplexity": "41.00 ± 1.00", "Accuracy, %": "30.00 ± 0.00"}
-    assert shown(student) == {
+    assert shown(found, teacher) == {"Perplexity": "30.00", "Accuracy, %": "40.00"}
+    assert shown(found, baseline) == {"Perplexity": "41.00 ± 1.00", "Accuracy, %": "30.00 ± 0.00"}
+    assert shown(found, student) == {
         "Perplexity": "37.00 ± 1.00",
         "Accuracy, %": "32.00 ± 1.00",
         "Perplexity saved": "+4.00 ± 0.00",
