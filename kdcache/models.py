@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ from kdcache.arrays import DTYPES, Array
 from kdcache.errors import CheckpointError, DataError, MissingExtra, TrustError, UsageError
 from kdcache.files import replace_bytes
 from kdcache.fingerprint import canonical, file_digest
+from kdcache.zoo.input_spec import InputSpec
 from kdcache.zoo.language import vocabulary_of
 from kdcache.zoo.reference import build_model
 from kdcache.zoo.sequence import LanguageModel, is_language_model, is_tokens
@@ -37,6 +38,7 @@ __all__ = [
     "is_tokens",
     "load_model",
     "load_weights",
+    "partial_weights",
     "save_weights",
     "vocabulary_of",
     "weights_digest",
@@ -44,74 +46,34 @@ __all__ = [
 
 METADATA_KEY = "kdcache"
 METADATA_BYTES = 1 << 20
+INPUTS = 16  # a network's at most
 NAMED = 3  # wrong weights that an error names
 
 
 @dataclass(frozen=True)
-class InputSpec:
-    """How stored inputs become a network's inputs: (x - mean) / std, in the units of the stored values.
-
-    One value, or one per channel; both `None` leaves the values as they are.
-    """
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        mean, std = self.mean, self.std
-        if (mean is None) != (std is None):
-            raise UsageError(f"input: mean = {mean} and std = {std}: give both or neither")
-        if mean is None or std is None:
-            return
-        if len(mean) != len(std) or not mean:
-            raise UsageError(f"input: mean has {len(mean)} values and std has {len(std)}: one a channel in both")
-        if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-            raise UsageError(f"input: mean = {mean}, std = {std}: all must be finite, and std above zero")
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Float32 [B, ...]: integers standardised (channels: axis 1 of [B, C, H, W]), floats with their values kept."""
-        if x.is_floating_point():
-            return x.float()
-        if self.mean is None or self.std is None:
-            return x.float()
-        channels = x.shape[1] if x.dim() == 4 else 1
-        if len(self.mean) not in (1, channels):
-            raise UsageError(
-                f"input: mean has {len(self.mean)} values, but inputs of shape {list(x.shape[1:])} have {channels} "
-                "channels; give one value, or one per channel"
-            )
-        mean, std = _constants(self.mean, self.std, x.device)
-        # Measured: converting first and then working in place is the fastest of the ways to write this.
-        return x.float().sub_(mean).div_(std)
-
-
-@lru_cache(maxsize=64)
-def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    # What is made in inference mode could not be used by a later training step.
-    with torch.inference_mode(False):
-        shape = (-1, 1, 1) if len(mean) > 1 else ()
-        return (
-            torch.tensor(mean, dtype=torch.float32, device=device).reshape(shape),
-            torch.tensor(std, dtype=torch.float32, device=device).reshape(shape),
-        )
-
-
-@dataclass(frozen=True)
 class WeightsInfo:
-    """Which network a weights file is for. `extra` holds whatever JSON its writer wants to keep with it."""
+    """Which network a weights file is for. `extra` holds whatever JSON its writer wants to keep with it.
+
+    `others` is the arrays of the inputs after the first, model(input, *others); files that are older than this key
+    are read as having none.
+    """
 
     model: str
     args: dict[str, Any]
     input: Array
     outputs: int
-    input_spec: InputSpec = InputSpec()
+    input_spec: InputSpec = field(default_factory=InputSpec)
     extra: dict[str, Any] = field(default_factory=dict)
+    others: tuple[Array, ...] = ()
 
 
 def save_weights(path: Path, model: nn.Module, info: WeightsInfo) -> None:
     """Write the file atomically; equal weights and info give equal bytes. Raises StorageError."""
     try:
-        metadata = canonical(asdict(info)).decode()
+        kept = asdict(info)
+        if not info.others:  # so that a file of one input is the same, byte for byte, as before there could be more
+            del kept["others"]
+        metadata = canonical(kept).decode()
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path}: args and extra must be JSON to be kept with the weights: {error}") from error
     if len(metadata) > METADATA_BYTES:
@@ -156,11 +118,26 @@ def load_model(path: Path, *, allow_import: bool = False) -> tuple[nn.Module, We
             "own, allow it (`kdcache eval --allow-code`)"
         )
     args = {**info.args, "pretrained": False} if family == "timm" else info.args
+    # Of two networks that one type of hf: can be over tokens, only a language model has its head beside the body.
+    positions = 0 if "head.weight" in tensors else None
+    build = partial(
+        build_model,
+        info.model,
+        args,
+        input=info.input,
+        outputs=info.outputs,
+        extra=info.others,
+        positions=positions,
+    )
     try:
         # On the meta device a network of any size takes no memory, until it is known to match the file's tensors.
         with torch.device("meta" if family == "zoo" else "cpu"):
-            model = build_model(info.model, args, input=info.input, outputs=info.outputs)
+            model = build()
         _compare(model, tensors, path)
+        # What the file does not hold has to be made anew: a network over a graph keeps the graph in such buffers.
+        if family == "zoo" and {name for name, _ in model.named_buffers()} - tensors.keys():
+            family = "built"
+            model = build()
     except MissingExtra:
         raise
     except UsageError as error:
@@ -175,6 +152,24 @@ def apply_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     """Copy tensors read from `path` into a network; raises UsageError unless every name and shape agrees."""
     _compare(model, tensors, path)
     model.load_state_dict(tensors)
+
+
+def partial_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> int:
+    """Copy what agrees in name and shape from tensors read from `path`, and leave the rest as it is; how many agreed.
+
+    So a student begins with a part of another network: its body without its head, or its first layers of more. Raises
+    UsageError where nothing agrees.
+    """
+    wanted = model.state_dict()
+    found = {name: tensor for name, tensor in tensors.items() if name in wanted and wanted[name].shape == tensor.shape}
+    if not found:
+        raise UsageError(
+            f"{path}: none of its {len(tensors)} weights has the name and shape of one of this "
+            f"{type(model).__name__}'s {len(wanted)}, for instance {', '.join(list(tensors)[:NAMED])} in the file and "
+            f"{', '.join(list(wanted)[:NAMED])} in the network; give the weights of a network of the same family"
+        )
+    model.load_state_dict(found, strict=False)
+    return len(found)
 
 
 def weights_digest(path: Path) -> str:
@@ -225,21 +220,43 @@ def _read_info(path: Path, text: str) -> WeightsInfo:
             pass
         case _:
             refuse("does not have the keys model, args, input, outputs, input_spec and extra, each of its kind")
-    if dtype not in DTYPES:
-        refuse(f"names the dtype {dtype!r}, which is none of {', '.join(DTYPES)}")
-    if (
-        len(shape) > 8
-        or not all(type(side) is int and 0 < side < 1 << 31 for side in shape)
-        or (math.prod(shape) >= 1 << 31)
-    ):
-        refuse(f"gives an input shape that is out of bounds: {str(shape)[:80]}")
+    try:
+        array = _array(dtype, shape)
+        others = _others(value.get("others", []))
+    except ValueError as error:
+        refuse(str(error))
     if type(outputs) is not int or not 0 < outputs < 1 << 31:
         refuse(f"gives {str(outputs)[:80]} outputs")
     try:
         spec = InputSpec(_floats(mean), _floats(std))
     except (UsageError, ValueError, OverflowError) as error:
         refuse(f"has an unusable input_spec: {error}")
-    return WeightsInfo(model, args, Array(dtype, tuple(shape)), outputs, spec, extra)
+    return WeightsInfo(model, args, array, outputs, spec, extra, others)
+
+
+def _array(dtype: str, shape: list[Any]) -> Array:
+    if dtype not in DTYPES:
+        raise ValueError(f"names the dtype {dtype!r}, which is none of {', '.join(DTYPES)}")
+    if (
+        len(shape) > 8
+        or not all(type(side) is int and 0 < side < 1 << 31 for side in shape)
+        or (math.prod(shape) >= 1 << 31)
+    ):
+        raise ValueError(f"gives an input shape that is out of bounds: {str(shape)[:80]}")
+    return Array(dtype, tuple(shape))
+
+
+def _others(values: object) -> tuple[Array, ...]:
+    if not isinstance(values, list) or len(values) > INPUTS:
+        raise ValueError(f"gives further inputs that are no list of at most {INPUTS}")
+    arrays = []
+    for value in values:
+        match value:
+            case {"dtype": str(dtype), "shape": list(shape)}:
+                arrays.append(_array(dtype, shape))
+            case _:
+                raise ValueError(f"gives a further input without its dtype and shape: {str(value)[:80]}")
+    return tuple(arrays)
 
 
 def _floats(values: object) -> tuple[float, ...] | None:

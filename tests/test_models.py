@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +27,7 @@ from kdcache.models import (
     build_model,
     load_model,
     load_weights,
+    partial_weights,
     save_weights,
     weights_digest,
 )
@@ -148,6 +151,16 @@ def test_tied_weights_are_saved(tmp_path: Path) -> None:
     assert torch.equal(tensors["0.weight"], tensors["1.weight"])
 
 
+def test_further_inputs_are_kept_and_a_file_without_them_is_as_before(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    save_weights(tmp_path / "one", model, info())
+    kept = safetensors.safe_open(tmp_path / "one", framework="pt").metadata()["kdcache"]
+    assert set(json.loads(kept)) == set(GOOD), "what older versions read"
+    several = replace(info(), others=(Array("float32", (5,)), Array("int64")))
+    save_weights(tmp_path / "more", model, several)
+    assert load_weights(tmp_path / "more")[1] == several
+
+
 def test_a_file_without_our_metadata(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     save_file(mlp_tensors(), path, metadata={"format": "pt"})
@@ -176,6 +189,20 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         apply_weights(model, {}, Path("w.st"))
     apply_weights(model, fresh := mlp_tensors(), Path("w.st"))
     assert all(torch.equal(fresh[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_a_part_of_the_weights() -> None:
+    model = build_model("zoo:mlp", {"hidden": [4]}, input=Array("uint8", (2, 3)), outputs=5)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    source = mlp_tensors()  # of three classes: the hidden layer is alike, the head is not
+    assert partial_weights(model, {**source, "surplus": torch.zeros(2)}, Path("w.st")) == 2
+    after = model.state_dict()
+    for key in after:
+        assert torch.equal(after[key], source[key] if key.startswith("layers") else before[key])
+    with pytest.raises(
+        UsageError, match=r"w\.st: none of its 1 weights has the name and shape.*head\.bias in the file"
+    ):
+        partial_weights(model, {"head.bias": torch.zeros(3)}, Path("w.st"))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -246,6 +273,12 @@ HOSTILE: list[tuple[Any, str]] = [
     ({**GOOD, "outputs": 1 << 40}, "outputs"),
     ({**GOOD, "input_spec": {"mean": "x", "std": None}}, "unusable input_spec"),
     ({**GOOD, "input_spec": {"mean": [1], "std": [0]}}, "unusable input_spec"),
+    ({**GOOD, "others": 3}, "no list of at most 16"),
+    ({**GOOD, "others": [{"dtype": "uint8", "shape": [1]}] * 17}, "no list of at most 16"),
+    ({**GOOD, "others": [["fact"]]}, "without its dtype and shape"),
+    ({**GOOD, "others": [{"dtype": "object", "shape": []}]}, "names the dtype 'object'"),
+    ({**GOOD, "others": [{"dtype": "uint8", "shape": [1 << 40]}]}, "out of bounds"),
+    ({**GOOD, "others": [{"dtype": "uint8", "shape": [3]}]}, "cannot take inputs of shape .2, 3. and .3."),
     ({**GOOD, "model": "zoo:nothing"}, "no such network"),
     ({**GOOD, "model": "nonsense"}, "nonsense"),
     ({**GOOD, "args": {"hidden": [4, 4]}}, "not those of this MLP"),

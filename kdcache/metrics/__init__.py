@@ -2,4 +2,20 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from kdcache.metrics.collect import fields_read, measured
+from kdcache.metrics.judged import Judged, Network
+from kdcache.metrics.measure import check_options, measure
+from kdcache.metrics.metric import Metric
+from kdcache.metrics.table import METRICS, find_metric
+
+__all__ = [
+    "METRICS",
+    "Judged",
+    "Metric",
+    "Network",
+    "check_options",
+    "fields_read",
+    "find_metric",
+    "measure",
+    "measured",
+]

@@ -1,43 +1,53 @@
-"""From the student's feature map to the teacher's shape: a learnt projection, and pooling of the larger map."""
+"""From the student's feature to the teacher's shape: a learnt projection, and pooling of what is larger."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 
 from kdcache.errors import UsageError
+from kdcache.objectives.meeting import meeting
 
-__all__ = ["Adapter", "pooled"]
+__all__ = ["Adapter", "Pool"]
+
+Pool = Literal["mean", "attention"]
 
 
 class Adapter(nn.Module):
     """r(map) of FitNets (Romero et al. 2015, eq. 3): [B, Ds, *student space] -> [B, Dt, *shared space].
 
-    A linear layer for vectors, a 1x1 convolution for maps, with bias, also where the widths agree: two networks
-    have no reason to order their channels alike. Shapes are per sample, [D] or [D, H, W]. The shared space is the
-    smaller of the two along each axis, none if one of them is a vector; `hint` pools the teacher's map to it.
-    Features of any float dtype; computed in float32 outside autocast.
+    A linear layer for vectors and tokens, a 1x1 convolution for maps, with bias, also where the widths agree: two
+    networks have no reason to order their channels alike. Shapes are per sample, [D], [D, H, W] or [L, D]. The shared
+    space is the smaller of the two along each axis, none if one of them is a vector; `hint` pools the teacher's map to
+    it. Tokens [L, D] keep their length, and may come as rows [N, D]. Features of any float dtype; computed in float32
+    outside autocast.
+
+    Where the student's map or tokens meet a vector, `pool` says how: "mean", or "attention", which learns the weights:
+    sum_i a_i x_i, a = softmax_i(q . x_i / sqrt(Ds)) with a learnt query q [Ds]; q = 0 at first, which is the mean.
     """
 
-    def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+    def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...], *, pool: Pool = "mean") -> None:
         super().__init__()
-        for owner, shape in (("student", student), ("teacher", teacher)):
-            if len(shape) not in (1, 3) or min(shape) < 1:
-                raise UsageError(
-                    f"the {owner}'s feature has shape {list(shape)}; a hint compares vectors [D] and maps "
-                    "[D, H, W]: choose another tap"
-                )
-        self.space = () if 1 in (len(student), len(teacher)) else tuple(map(min, student[1:], teacher[1:]))
-        widths = student[0], teacher[0]
-        self.project: nn.Module = nn.Conv2d(*widths, kernel_size=1) if self.space else nn.Linear(*widths)
+        self._meeting = meeting(student, teacher)
+        if pool == "attention" and (self._meeting.kind != "vectors" or len(student) == 1):
+            raise UsageError(
+                f"pool = \"attention\" makes one vector of the student's map or tokens; here the student's feature is "
+                f"{list(student)} and the teacher's {list(teacher)}: leave it out"
+            )
+        widths = self._meeting.widths
+        self.query = nn.Parameter(torch.zeros(widths[0])) if pool == "attention" else None
+        self.project = self._meeting.layer(*widths)
 
     def forward(self, feature: Tensor) -> Tensor:
-        projected: Tensor = self.project(pooled(feature.float(), self.space))
+        brought = self._meeting.bring(feature) if self.query is None else _attended(feature.float(), self.query)
+        projected: Tensor = self.project(brought)
         return projected
 
 
-def pooled(feature: Tensor, space: tuple[int, ...]) -> Tensor:
-    """[B, D, *any] -> [B, D, *space] by adaptive average pooling; an empty space is the mean over the map."""
-    if tuple(feature.shape[2:]) == space:
-        return feature
-    return F.adaptive_avg_pool2d(feature, (space[0], space[1])) if space else feature.mean(dim=(2, 3))
+def _attended(feature: Tensor, query: Tensor) -> Tensor:
+    """[B, D, H, W] or [B, L, D] -> [B, D], weighted by softmax over places of their products with the query [D]."""
+    places = feature.flatten(2).mT if feature.ndim == 4 else feature
+    weights = (places @ query / query.numel() ** 0.5).softmax(dim=1)
+    return torch.einsum("bl,bld->bd", weights, places)

@@ -59,7 +59,8 @@ def _term(
     _check_tap(place, config, spec)
     outputs = config.output or spec.output
     if config.tap:
-        outputs = (name,) if len(config.tap) == 1 else tuple(f"{name}[{place}]" for place in range(len(config.tap)))
+        tapped = (name,) if len(config.tap) == 1 else tuple(f"{name}[{place}]" for place in range(len(config.tap)))
+        outputs = (*tapped, *(config.output or ()))
     chosen = _fields(place, config, spec, fields)
     _check_count(place, spec, outputs, chosen)
     options = checked_options(place, config, spec)
@@ -76,8 +77,6 @@ def _term(
 
 
 def _check_tap(place: str, config: ObjectiveConfig, spec: ObjectiveSpec) -> None:
-    if config.tap and config.output:
-        raise UsageError(f"{place}: tap = {list(config.tap)} and output = {list(config.output)}: give one of them")
     if spec.kind != "features" and config.tap is not None:
         raise UsageError(
             f"{place}: it judges the student's outputs and takes no tap (found {config.tap[0]!r}); leave it out"
@@ -148,7 +147,7 @@ def _check_shape(
     classes: int,
 ) -> None:
     array = fields[name].array
-    if spec.kind == "features" and spec.adapter and len(array.shape) not in (1, 2, 3):
+    if spec.kind == "features" and not 1 <= len(array.shape) <= 3:
         raise UsageError(f"{place}: {name} is {array}; it compares vectors [D], states [L, D] or maps [D, H, W]")
     if spec.kind != "classes" or spec.function is ce or ("logits" not in outputs and spec.output == ("logits",)):
         return

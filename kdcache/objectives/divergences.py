@@ -1,7 +1,7 @@
-"""Divergences between the softened distributions other than `kd`: reverse KL, and generalised Jensen-Shannon.
+"""Divergences between the softened distributions other than `kd`: reverse KL, skew KL, generalised Jensen-Shannon.
 
-Operands, types and reduction as in `response`. Neither is linear in the teacher's probabilities, so both refuse
-`SampledLogits`: reverse KL is infinite where a class was not drawn, and the mixture of the JSD is biased.
+Operands, types and reduction as in `response`. None is linear in the teacher's probabilities, so all refuse
+`SampledLogits`: reverse KL is infinite where a class was not drawn, and the mixtures of the other two are biased.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kdcache.objectives.buckets import softened
 from kdcache.objectives.matching import row_mean
 from kdcache.objectives.sampled import not_sampled
 
-__all__ = ["check_share", "jsd", "reverse_kl"]
+__all__ = ["check_share", "jsd", "reverse_kl", "skew_kl"]
 
 
 def reverse_kl(student: Tensor, targets: Targets, *, temperature: float = 1.0) -> Tensor:
@@ -47,6 +47,28 @@ def jsd(student: Tensor, targets: Targets, *, temperature: float = 1.0, beta: fl
     log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
     teacher, learner = log_p.exp() * (log_p - log_m), log_q.exp() * (log_q - log_m)
     return temperature**2 * row_mean(beta * teacher + (1 - beta) * learner)
+
+
+def skew_kl(student: Tensor, targets: Targets, *, temperature: float = 1.0, alpha: float = 0.1) -> Tensor:
+    """T^2 KL(p_T || m) in nats, m = alpha p_T + (1 - alpha) q_T: mean over rows.
+
+    The alpha-skew of the FORWARD divergence, SKL of DistiLLM (Ko et al. 2024, section 3.1), on the stored inputs rather than
+    on the student's own samples; not its SRKL, which skews `reverse_kl`. T^2 as in `kd`. alpha is the teacher's share
+    of the mixture, 0 < alpha < 1, 0.1 in the paper; at most -T^2 log alpha, so a class that the student gives nothing
+    costs a bounded loss and gradient. It tends to `kd` as alpha -> 0. The authors' code leaves out the teacher's own
+    entropy, so that its value, not its gradient, is another. On sparse targets as `reverse_kl`.
+    """
+    if not 0 < alpha < 1:
+        raise UsageError(
+            f"skew_kl: alpha = {alpha} is the teacher's share of the mixture, above 0 and below 1; "
+            "for alpha -> 0 take kd"
+        )
+    if isinstance(targets, SampledLogits):
+        raise not_sampled("skew_kl", "it mixes the teacher's probabilities with the student's inside a logarithm")
+    log_q, log_p = softened(student, targets, temperature)
+    log_m = torch.logaddexp(log_p + math.log(alpha), log_q + math.log1p(-alpha))
+    p = log_p.exp()
+    return temperature**2 * row_mean(torch.where(p != 0, p * (log_p - log_m), 0))
 
 
 def check_share(beta: float) -> None:

@@ -1,26 +1,30 @@
-"""Losses on feature maps."""
+"""The plainest loss on features: the squared distance, behind an adapter."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcache.errors import UsageError
-from kdcache.objectives.adapters import pooled
+from kdcache.objectives.adapters import Adapter, Pool
+from kdcache.objectives.meeting import pooled
+from kdcache.objectives.shapes import Shapes
 
-__all__ = ["hint"]
+__all__ = ["Hint", "hint"]
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
     """(student - teacher)^2 in float32: mean over ALL elements, without a factor 1/2; 0 for a batch without rows.
 
     FitNets (Romero et al. 2015, eq. 3) times 2 / (elements of a map). `student` [B, D, *space] is what an `Adapter`
-    made of the student's map; the teacher's [B, D, *larger] is average-pooled to the same space.
+    made of the student's map; the teacher's [B, D, *larger] is average-pooled to the same space. Tokens [B, L, D] (or
+    as rows [N, D]) are compared one by one.
     """
     space = tuple(student.shape[2:])
     if (
-        teacher.ndim not in (2, 4)
-        or student.ndim not in (2, teacher.ndim)
+        teacher.ndim not in (2, 3, 4)
+        or student.ndim not in ((3,) if teacher.ndim == 3 else (2, teacher.ndim))
         or teacher.shape[:2] != student.shape[:2]
+        or (teacher.ndim == 3 and teacher.shape != student.shape)
         or any(theirs < ours for theirs, ours in zip(teacher.shape[2:], space, strict=False))
     ):
         raise UsageError(
@@ -29,3 +33,14 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
         )
     difference = student.float() - pooled(teacher.float(), space)
     return difference.square().sum() / max(difference.numel(), 1)
+
+
+class Hint(nn.Module):
+    """`hint` behind an `Adapter` of its own: forward(student's feature, teacher's feature) -> scalar float32."""
+
+    def __init__(self, shapes: Shapes, *, pool: Pool = "mean") -> None:
+        super().__init__()
+        self.adapter = Adapter(shapes.student[0], shapes.teacher[0], pool=pool)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return hint(self.adapter(student), teacher)

@@ -134,7 +134,7 @@ class Objective:
         cure = f"run it with the taps {self.taps}" if term.taps else "the network gives them under these names"
         student = [item(outputs, name, "student's outputs", cure) for name in term.outputs]
         module = None
-        if term.spec.module or term.spec.adapter:
+        if term.spec.module:
             module = item(dict(adapters.items()), term.adapter, "adapters", "make them with objective.adapters")
         value = term(student, entries, module)
         if isinstance(value, Contest):

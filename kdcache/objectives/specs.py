@@ -30,7 +30,6 @@ class ObjectiveSpec:
     labelled: bool = False  # a mean over the labelled rows, not over all
     sparse: bool = False  # defined on SparseLogits
     sampled: bool = False  # defined on SampledLogits
-    adapter: bool = False  # the student's feature goes through an Adapter to the teacher's shape first
     many: bool = False  # the student's tensors are passed as one list, and so are the targets
     teachers: bool = False  # reads the logits of every zipped store unless the recipe names fields
     together: int = 0  # compares the rows of a batch with each other, of which it needs so many

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from kdcache.codecs import QuantisedLogits, Targets, flat
 from kdcache.errors import UsageError
-from kdcache.objectives.adapters import Adapter
 from kdcache.objectives.gather import global_batch
 from kdcache.objectives.shapes import Contest, Shapes
 from kdcache.objectives.specs import ObjectiveSpec
@@ -31,7 +30,7 @@ class Term:
     weight: float
     spec: ObjectiveSpec
     outputs: tuple[str, ...]  # the student's outputs, or the names under which its taps come
-    taps: tuple[str, ...]  # module paths, () where it judges outputs
+    taps: tuple[str, ...]  # module paths of the first of them
     fields: tuple[str, ...]  # the batch's entries that it reads, in the order of the function's arguments
     shapes: tuple[Shape, ...]  # of the stored targets among them, per sample
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -58,13 +57,11 @@ class Term:
         return functools.partial(self.spec.function, **self.options)
 
     def module(self, student_shapes: Mapping[str, Shape], classes: int, ids: Any) -> nn.Module | None:
-        """What it trains beside the student: its own module, or the adapter to the teacher's width; None without."""
-        if not (self.spec.module or self.spec.adapter):
+        """What it trains beside the student; None of a plain function."""
+        if not self.spec.module:
             return None
         cure = f"give the shape of each of {list(self.outputs)}"
         ours = tuple(item(student_shapes, name, "student's shapes", cure) for name in self.outputs)
-        if self.spec.adapter:
-            return Adapter(ours[0], self.shapes[0])
         known = np.zeros(0, np.int64) if ids is None else ids
         built: nn.Module = self.spec.function(Shapes(ours, self.shapes, known, classes), **self.options)
         return built
@@ -82,9 +79,6 @@ class Term:
             theirs = [one.dense() if isinstance(one, QuantisedLogits) else one for one in theirs]
         if self.spec.together:
             ours, theirs = [global_batch(one) for one in ours], [global_batch(one) for one in theirs]
-        if self.spec.adapter:
-            assert module is not None, "it was built"
-            ours = [module(one) for one in ours]
         call = module if self.spec.module else self.function
         assert call is not None, "it was built"
         if self.spec.many:

@@ -14,6 +14,7 @@ from kdcache.store import StoredField, plain_field
 
 if TYPE_CHECKING:
     from kdcache.sources import Source
+    from kdcache.sources.source import Ids
     from kdcache.teacher.frozen import FrozenTeacher
 
 __all__ = ["check_recipe"]
@@ -53,7 +54,7 @@ def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]
     assert classes is not None, "there is a teacher, and it has outputs"
     for name, student in students.items():
         try:
-            _check_student(student, _zipped(student, stored, arrays), classes, positions)
+            _check_student(student, _zipped(student, stored, arrays), classes, positions, source.ids())
             objective = compose(student.objective, _zipped(student, stored, arrays), classes)
             if not objective.needs_labels_only:  # of the labelled rows alone there may be few
                 for store in student.stores:
@@ -94,9 +95,7 @@ def _teacher(recipe: Recipe, source: Source, positions: int | None) -> FrozenTea
     return FrozenTeacher(blank, InputSpec(), config, classes)
 
 
-def _check_student(student: Student, fields: Fields, classes: int, positions: int | None) -> None:
-    import numpy as np
-
+def _check_student(student: Student, fields: Fields, classes: int, positions: int | None, ids: Ids) -> None:
     from kdcache.models import build_model
     from kdcache.objectives import compose
     from kdcache.student.job import check_augment, check_fused, check_together
@@ -112,7 +111,7 @@ def _check_student(student: Student, fields: Fields, classes: int, positions: in
         check_language_model(network, student.model, first, positions, classes)
         check_augment(student.train)
         check_fused(objective)
-    objective.adapters(student_shapes(network, objective.taps, samples), np.arange(1 << 20))
+    objective.adapters(student_shapes(network, objective.taps, samples), ids)
 
 
 def _zipped(student: Student, stored: Mapping[str | None, Fields], shared: Collection[str]) -> Fields:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import SourceError
+from kdcache.errors import SourceError, UsageError
 from kdcache.sources.packed import fill, open_packed
 from kdcache.sources.source import ArraySource, checked_labels
 
@@ -32,11 +32,19 @@ def open_cifar(
     name: str,
     label_bytes: int | None = None,
     class_names: tuple[str, ...] = (),
+    labels_also: Sequence[Literal["fine", "coarse"]] = (),
+    facts: Literal["coarse"] | None = None,
 ) -> ArraySource:
     """Images uint8 [3, 32, 32] of the records of all files, one file after the other.
 
-    `label_bytes` (1: CIFAR-10, 2: CIFAR-100) is told from the files where it is not given.
+    `label_bytes` (1: CIFAR-10, 2: CIFAR-100) is told from the files where it is not given. `labels_also` adds the
+    other label as `label.coarse` or `label.fine` int64 [], `facts` the coarse one as `fact` float32 [20], 1 at the
+    image's group and 0 elsewhere.
     """
+    if label in labels_also or len(set(labels_also)) < len(labels_also):
+        raise UsageError(f"[source] labels_also = {list(labels_also)}: give each label once, and {label!r} is `label`")
+    if facts == label:
+        raise UsageError(f'[source] facts = "{facts}" beside label = "{label}" would tell the answer; leave one out')
     contents = [_contents(path) for path in files]
     kinds = [label_bytes or _label_bytes(path, content) for path, content in zip(files, contents, strict=True)]
     first = kinds[0]
@@ -46,17 +54,29 @@ def open_cifar(
                 f"{path} holds {_NAMES[kind]} records and {files[0]} holds {_NAMES[first]} records; "
                 "one source takes one kind"
             )
-    if label == "coarse" and first == 1:
+    if first == 1 and (label == "coarse" or labels_also or facts):
+        key = 'label = "coarse"' if label == "coarse" else "`labels_also`" if labels_also else "`facts`"
         raise SourceError(
-            f'{files[0]}: holds CIFAR-10 records, which have one label; label = "coarse" needs '
+            f"{files[0]}: holds CIFAR-10 records, which have one label; {key} needs "
             f"the {_PIXELS + 2}-byte records of CIFAR-100"
         )
     column = 1 if first == 2 and label == "fine" else 0
     records = [_records(path, content, first) for path, content in zip(files, contents, strict=True)]
     del contents
-    labels = np.concatenate([record[:, column] for record in records]).astype(np.int64)
+    labels = np.concatenate([record[:, :first] for record in records]).astype(np.int64)
     inputs = np.concatenate([record[:, first:] for record in records]).reshape(-1, 3, 32, 32)
-    return ArraySource(name, inputs, labels, classes=_RANGES[first][column][1], class_names=class_names)
+    more: dict[str, npt.NDArray[Any]] = {f"label.{each}": labels[:, int(each == "fine")] for each in labels_also}
+    if facts:
+        more["fact"] = np.eye(_RANGES[2][0][1], dtype=np.float32)[labels[:, 0]]
+    return ArraySource(
+        name,
+        inputs,
+        np.ascontiguousarray(labels[:, column]),
+        classes=_RANGES[first][column][1],
+        class_names=class_names,
+        more=more,
+        label_classes={f"label.{each}": _RANGES[2][int(each == "fine")][1] for each in labels_also},
+    )
 
 
 def _contents(path: Path) -> Records:

@@ -6,18 +6,14 @@ import os
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from kdcache.arrays import Array
-from kdcache.errors import SourceError, TrustError
+from kdcache.errors import SourceError
 from kdcache.fingerprint import digest_of, file_digest
+from kdcache.sources.pictures import SUFFIXES, check_inside, read_picture
 from kdcache.sources.source import LABEL, Ids, Rows, positions
 
 __all__ = ["FolderSource", "open_folder"]
-
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-# A picture that unpacks to more than this is a bomb or a map, not a sample.
-_MOST_PIXELS = 1 << 26
 
 
 class FolderSource:
@@ -38,7 +34,7 @@ class FolderSource:
         self._labels = labels
         self._size = size
         self._fingerprint: str | None = None
-        shape = (3, size, size) if size else _image(root / files[0], None).shape
+        shape = (3, size, size) if size else read_picture(root / files[0], None).shape
         self.arrays = {"input": Array("uint8", shape), "label": LABEL}
 
     def __len__(self) -> int:
@@ -55,7 +51,7 @@ class FolderSource:
         shape = self.arrays["input"].shape
         images = np.empty((len(ids), *shape), np.uint8)
         for row, file in enumerate(ids):
-            image = _image(self._root / self._files[file], self._size)
+            image = read_picture(self._root / self._files[file], self._size)
             if image.shape != shape:
                 raise SourceError(
                     f"{self._root / self._files[file]}: {image.shape[2]}×{image.shape[1]} pixels, but "
@@ -81,7 +77,7 @@ def open_folder(path: Path, size: int | None, *, name: str) -> FolderSource:
             found = _images(root, class_name)
             if not found:
                 raise SourceError(
-                    f"{root / class_name}: holds no images ({', '.join(sorted(_SUFFIXES))}); "
+                    f"{root / class_name}: holds no images ({', '.join(sorted(SUFFIXES))}); "
                     "each subfolder is a class and needs at least one"
                 )
             names += found
@@ -95,41 +91,12 @@ def open_folder(path: Path, size: int | None, *, name: str) -> FolderSource:
 
 def _images(root: Path, class_name: str) -> list[str]:
     """The sorted relative names of the images below a class's folder; TrustError for a link that leads out."""
-    _inside(root, root / class_name)
+    check_inside(root, root / class_name)
     found = []
     for folder, folders, files in os.walk(root / class_name):
         folders[:] = [each for each in folders if not each.startswith(".")]
         for file in (Path(folder, each) for each in files):
-            if file.suffix.lower() in _SUFFIXES and not file.name.startswith("."):
-                _inside(root, file)
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+                check_inside(root, file)
                 found.append(file.relative_to(root).as_posix())
     return sorted(found)
-
-
-def _inside(root: Path, path: Path) -> None:
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
-        raise TrustError(f"{path}: a link to {path.resolve()}, outside of the folder {root}; copy the files instead")
-
-
-def _image(path: Path, size: int | None) -> npt.NDArray[np.uint8]:
-    """One image as [3, H, W]."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if width * height > _MOST_PIXELS:
-                raise SourceError(f"{path}: {width}×{height} pixels are more than the {_MOST_PIXELS} allowed")
-            transparent = image.mode == "P" and "transparency" in image.info
-            picture = (image.convert("RGBA") if transparent else image).convert("RGB")
-            if size:
-                side = min(width, height)
-                left, top = (width - side) / 2, (height - side) / 2
-                picture = picture.resize(
-                    (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-                )
-            return np.ascontiguousarray(np.asarray(picture, np.uint8).transpose(2, 0, 1))
-    except SourceError:
-        raise
-    except Exception as error:  # every decoder of Pillow has its own way to fail on a damaged file
-        raise SourceError(f"{path}: cannot be read as an image ({error}); repair or remove it") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -26,12 +27,14 @@ from kdcache.sources.source import (
 __all__ = ["PythonSource", "open_python"]
 
 _CHUNK_BYTES = 1 << 24
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class PythonSource:
     """Checks what the object gives, on every read.
 
-    `read(ids)` gives a dict with `input` [B, *shape] and, unless unlabelled, `label` [B] of integers.
+    `read(ids)` gives a dict with `input` [B, *shape] and, unless unlabelled, `label` of integers, [B] or, for pixels
+    or tokens, [B, P]. Any further arrays [B, *shape] are kept beside them under their names.
     The object may also have `classes`, `class_names`, `ids()` and `fingerprint()`. Without a
     fingerprint all samples are read once to make one; without `classes`, once to find the largest label.
     """
@@ -46,7 +49,9 @@ class PythonSource:
         self.arrays: dict[str, Array] = {}
         first = self._asked(self._ids[:1])
         self.arrays = {
-            key: LABEL if key == "label" else describe(values, f"{name}: read()[{key!r}]")
+            key: Array(LABEL.dtype, values.shape[1:])
+            if key == "label"
+            else describe(values, f"{name}: read()[{key!r}]")
             for key, values in first.items()
         }
 
@@ -60,13 +65,16 @@ class PythonSource:
             if isinstance(known, bool) or not isinstance(known, int) or known < 1:
                 raise SourceError(f"{self.name}: `classes` is {known!r}; expected a whole number above 0")
             return known
-        return len(self.class_names) or count_classes(self.labels())
+        if self.class_names or "label" not in self.arrays:
+            return len(self.class_names) or None
+        highest = [count_classes(self._checked(run, None)["label"]) for run in self._runs()]
+        return max((each for each in highest if each is not None), default=None)
 
     def ids(self) -> Ids:
         return self._ids.copy()
 
     def labels(self) -> Ids | None:
-        if "label" not in self.arrays:
+        if "label" not in self.arrays or self.arrays["label"].shape:
             return None
         return np.concatenate([self._checked(run, None)["label"] for run in self._runs()])
 
@@ -107,8 +115,13 @@ class PythonSource:
         except Exception as error:  # somebody else's code: name it, keep its traceback as the cause
             raise SourceError(f"{self.name}: read() raised {type(error).__name__}: {error}") from error
         keys = sorted(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
-        if keys not in (["input"], ["input", "label"]):
+        if "input" not in keys or not isinstance(keys, list):
             raise SourceError(f"{self.name}: read() gave {keys}; expected a dict with `input` and perhaps `label`")
+        if strange := [key for key in given if not (isinstance(key, str) and _NAME.fullmatch(key)) or key == "id"]:
+            raise SourceError(
+                f"{self.name}: read() gave {str(strange[0])[:40]!r}; an array's name has letters, digits, '.', '_' and "
+                "'-', and `id` is taken"
+            )
         rows = {key: np.asarray(values) for key, values in given.items()}
         for key, values in rows.items():
             if not values.ndim or len(values) != len(ids):
@@ -119,12 +132,17 @@ class PythonSource:
         given = self._asked(ids)
         if given.keys() != self.arrays.keys():
             raise SourceError(f"{self.name}: read() gave {sorted(given)}, and {sorted(self.arrays)} the first time")
-        found = describe(given["input"], self.name)
-        if found != self.arrays["input"]:
-            raise SourceError(f"{self.name}: read() gave inputs {found}, and {self.arrays['input']} the first time")
-        rows: Rows = {"input": native(given["input"])}
-        if "label" in given:
-            rows["label"] = checked_labels(given["label"], classes, f"{self.name}: labels read from id {ids[:1]}")
+        rows: Rows = {}
+        for key, values in given.items():
+            label = key == "label"
+            found = Array(LABEL.dtype, values.shape[1:]) if label else describe(values, self.name)
+            if found != self.arrays[key]:
+                raise SourceError(f"{self.name}: read() gave {key}s {found}, and {self.arrays[key]} the first time")
+            if label:
+                place = f"{self.name}: labels read from id {ids[:1]}"
+                rows[key] = checked_labels(values.reshape(-1), classes, place).reshape(values.shape)
+            else:
+                rows[key] = native(values)
         return rows
 
 

@@ -19,11 +19,15 @@ from kdcache.recipe_file import data_root
 from kdcache.sources.cifar import open_cifar
 from kdcache.sources.digits import open_digits
 from kdcache.sources.documents import Part
+from kdcache.sources.graph import open_graph
 from kdcache.sources.idx import open_idx
+from kdcache.sources.series import open_series
 from kdcache.sources.subset import LabelledSource
 from kdcache.sources.text import open_text
+from kdcache.sources.tsv import open_tsv
+from kdcache.sources.voc import open_voc
 
-__all__ = ["Dataset", "Download", "Split", "find_dataset", "is_present", "is_text", "known_datasets", "open_dataset"]
+__all__ = ["Dataset", "Download", "Split", "find_dataset", "is_present", "kind_of", "known_datasets", "open_dataset"]
 
 
 class _Table(BaseModel):
@@ -33,7 +37,7 @@ class _Table(BaseModel):
 class Split(_Table):
     """The files of a split, by their plain names."""
 
-    kind: Literal["idx", "cifar", "digits", "text"]
+    kind: Literal["idx", "cifar", "digits", "text", "tsv", "series", "graph", "voc"]
     images: str | None = None
     labels: str | None = None
     files: tuple[str, ...] = ()
@@ -51,7 +55,7 @@ class Download(_Table):
 
 
 class Dataset(_Table):
-    """A known dataset; without `downloads` it comes with a library."""
+    """A known dataset. Without `downloads` it comes with a library, or a person puts it there as `obtain` says."""
 
     title: str
     licence: str
@@ -62,6 +66,7 @@ class Dataset(_Table):
     label_bytes: int | None = None
     splits: dict[str, Split]
     downloads: tuple[Download, ...] = ()
+    obtain: str = ""
 
 
 @cache
@@ -91,9 +96,9 @@ def is_present(name: str, split: str, root: Path | None = None) -> bool:
     return True
 
 
-def is_text(name: str) -> bool:
-    """Whether a known dataset is text; UsageError for an unknown name."""
-    return any(split.kind == "text" for split in find_dataset(name).splits.values())
+def kind_of(name: str) -> str:
+    """The kind of source that a known dataset is; UsageError for an unknown name."""
+    return next(iter(find_dataset(name).splits.values())).kind
 
 
 def open_dataset(config: SourceConfig) -> LabelledSource:
@@ -109,15 +114,36 @@ def open_dataset(config: SourceConfig) -> LabelledSource:
         raise UsageError(f'label = "coarse": {name} has one label per image; leave it out')
     title = f"{name} {split}"
     kind = dataset.splits[split].kind
-    files = _located(name, split, data_root() / name)
-    if kind == "idx":
-        images, labels = files
-        return open_idx(images, labels, name=title, classes=len(dataset.class_names), class_names=dataset.class_names)
-    if kind == "cifar":
-        names = dataset.coarse_names if label == "coarse" else dataset.class_names
-        return open_cifar(files, label, name=title, label_bytes=dataset.label_bytes, class_names=names)
-    if kind == "text":
-        return open_text(_parts(name, split), config, name=title, learn_from=_parts(name, "train"))
+    if (config.labels_also or config.facts) and not dataset.coarse_names:
+        raise UsageError(f"`labels_also` and `facts`: {name} has one label per image; leave them out")
+    folder = data_root() / name
+    files = _located(name, split, folder)
+    names = dataset.coarse_names if label == "coarse" else dataset.class_names
+    match kind:
+        case "idx":
+            return open_idx(*files, name=title, classes=len(names), class_names=names)
+        case "cifar":
+            also, facts = config.labels_also, config.facts
+            return open_cifar(
+                files,
+                label,
+                name=title,
+                label_bytes=dataset.label_bytes,
+                class_names=names,
+                labels_also=also,
+                facts=facts,
+            )
+        case "text":
+            return open_text(_parts(name, split), config, name=title, learn_from=_parts(name, "train"))
+        case "tsv":
+            learn = _located(name, "train", folder)
+            return open_tsv(files, config, name=title, learn_from=learn, class_names=names)
+        case "series":
+            return open_series(files[1:], files[0], config, split, name=title)
+        case "graph":
+            return open_graph(files[0], split, name=title, class_names=names)
+        case "voc":
+            return open_voc(folder, config, split, name=title, class_names=names)
     return open_digits(split)
 
 
@@ -131,10 +157,12 @@ def _located(name: str, split: str, folder: Path) -> list[Path]:
     record = find_dataset(name).splits[split]
     wanted = [file for file in (record.images, record.labels, *record.files) if file]
     found = [path for file in wanted for path in [_plain_or_packed(folder / file)] if path]
-    if len(found) < (len(wanted) if record.kind in ("idx", "text") else min(1, len(wanted))):
+    if len(found) < (min(1, len(wanted)) if record.kind == "cifar" else len(wanted)):
+        obtain = find_dataset(name).obtain
+        cure = f"no command fetches it: {obtain} Or" if obtain else f"run `kdcache data get {name}`, or"
         raise MissingData(
-            f"{name} {split}: looked in {folder} for {', '.join(wanted)} (plain or .gz): run "
-            f"`kdcache data get {name}`, or set KDCACHE_DATA to the folder that holds {name}/"
+            f"{name} {split}: looked in {folder} for {', '.join(wanted)} (plain or .gz): "
+            f"{cure} set KDCACHE_DATA to the folder that holds {name}/"
         )
     return found
 

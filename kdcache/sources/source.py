@@ -45,7 +45,11 @@ class Source(Protocol):
 
     @property
     def arrays(self) -> dict[str, Array]:
-        """`input` (an image is [C, H, W] or [H, W]) and, unless the source is unlabelled, `label` int64 []."""
+        """`input` (an image is [C, H, W] or [H, W]) and, unless the source is unlabelled, `label`.
+
+        `label` is int64 [], or [P] with one for each pixel (row by row) or token. Any further arrays are kept beside
+        them under their names: `label.coarse` int64 [], `fact` float32 [F], `target` float32 [H], ...
+        """
 
     @property
     def classes(self) -> int | None:
@@ -68,7 +72,10 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """The rows of `inputs` [N, *shape] and of `labels` int64 [N], in memory or memory-mapped; row number = id.
+    """The rows of `inputs` [N, *shape], of `labels` int64 [N] and of `more`; row number = id.
+
+    All are in memory or memory-mapped. `extra` is what a plan keeps of the source beside its fingerprint,
+    `label_classes` how many classes each further label has, by the array's name.
 
     Its fingerprint is that of the decoded samples, so that a file packed again, or kept in another
     of the formats, stays the same source.
@@ -82,17 +89,22 @@ class ArraySource:
         *,
         classes: int | None,
         class_names: tuple[str, ...] = (),
+        more: Mapping[str, npt.NDArray[Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        label_classes: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
-        self.arrays = {"input": describe(inputs, name)} | ({} if labels is None else {"label": LABEL})
         self.classes = classes
         self.class_names = class_names
-        self._inputs = inputs
+        self.extra = dict(extra or {})
+        self.label_classes = dict(label_classes or {})
         self._labels = labels
+        self._columns = {"input": inputs} | ({} if labels is None else {"label": labels}) | dict(more or {})
+        self.arrays = {key: describe(values, name) for key, values in self._columns.items()}
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
-        return len(self._inputs)
+        return len(self._columns["input"])
 
     def ids(self) -> Ids:
         return np.arange(len(self), dtype=np.int64)
@@ -104,10 +116,7 @@ class ArraySource:
     def read(self, ids: Ids) -> Rows:
         if len(ids) and (ids.min() < 0 or ids.max() >= len(self)):
             raise UsageError(f"{self.name}: asked for ids {ids.min()} to {ids.max()}; it has 0 to {len(self) - 1}")
-        rows: Rows = {"input": native(self._inputs[ids])}
-        if self._labels is not None:
-            rows["label"] = self._labels[ids]
-        return rows
+        return {key: native(values[ids]) for key, values in self._columns.items()}
 
     def fingerprint(self) -> str:
         if self._fingerprint is None:
@@ -117,10 +126,7 @@ class ArraySource:
     def _runs(self) -> Iterable[Rows]:
         step = max(1, _CHUNK_BYTES // max(1, self.arrays["input"].width))
         for start in range(0, len(self), step):
-            rows: Rows = {"input": native(self._inputs[start : start + step])}
-            if self._labels is not None:
-                rows["label"] = self._labels[start : start + step]
-            yield rows
+            yield {key: native(values[start : start + step]) for key, values in self._columns.items()}
 
 
 def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

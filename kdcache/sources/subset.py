@@ -62,6 +62,11 @@ class Subset:
         """What the inner source wants a plan to keep of it beside its fingerprint."""
         return dict(getattr(self._source, "extra", {}))
 
+    @property
+    def label_classes(self) -> dict[str, int]:
+        """How many classes each further label has, by the array's name."""
+        return dict(getattr(self._source, "label_classes", {}))
+
     def __len__(self) -> int:
         return len(self._kept)
 
@@ -77,7 +82,10 @@ class Subset:
     def read(self, ids: Ids) -> Rows:
         positions(self._kept, ids, self.name)
         rows = self._source.read(ids)
-        return {**rows, "label": self._hidden(ids, rows["label"])} if "label" in rows else rows
+        if self._shown is None:
+            return rows
+        # A second label of a sample would tell what the first one hides.
+        return {key: self._hidden(ids, v) if key.split(".")[0] == "label" else v for key, v in rows.items()}
 
     def fingerprint(self) -> str:
         """Of the inner source and of the keys that chose from it."""

@@ -21,7 +21,8 @@ from kdcache.sources.arrays import map_npy
 from kdcache.sources.documents import Document, Part, read_documents
 from kdcache.sources.packing import Masking, Packing, checked_length, concatenate
 from kdcache.sources.source import Ids, Rows, contents_digest
-from kdcache.sources.tokenizer import Tokenizer, bytes_tokenizer, open_tokenizer, train_tokenizer
+from kdcache.sources.tokenizer import Tokenizer, bytes_tokenizer, open_tokenizer
+from kdcache.sources.vocabulary import chosen_tokenizer, sentences_of
 
 __all__ = ["TextSource", "open_text"]
 
@@ -98,10 +99,11 @@ def open_text(
             raise UsageError(f"{name}: every line of a .jsonl is a document; leave out `document`")
         document = config.document or "file"
         found = [read for part in parts for read in read_documents(part, document)]
-        tokenizer = _tokenizer(config, learn_from, found, document)
+        tokenizer = chosen_tokenizer(config, lambda: _texts(config, learn_from, found, document), masked=masked)
         documents, scored = _encode(found, tokenizer)
     tokens, starts, flags = concatenate(documents, scored, causal=not masked, place=name)
-    pad = 0 if tokenizer.end is None else tokenizer.end
+    end = tokenizer.pad if config.special else tokenizer.end
+    pad = 0 if end is None else end
     masking = None
     if config.masked is not None:
         if tokenizer.mask is None:
@@ -113,23 +115,15 @@ def open_text(
     return TextSource(name, Packing(tokens, starts, flags, length, pad, masking), tokenizer)
 
 
-def _tokenizer(
+def _texts(
     config: SourceConfig, learn_from: Sequence[Part] | None, found: Sequence[Document], document: str
-) -> Tokenizer:
-    masked = config.masked is not None
-    if config.tokenizer is not None:
-        for key in ("vocabulary", "tokenizer_files"):
-            if getattr(config, key):
-                raise UsageError(f"[source] `{key}` is for a tokenizer that is trained here; `tokenizer` gives one")
-        return bytes_tokenizer(masked) if config.tokenizer == "bytes" else open_tokenizer(config.tokenizer)
-    if config.vocabulary is None:
-        raise UsageError(
-            '[source] needs `tokenizer` (a tokenizer.json, its folder, or "bytes"), or `vocabulary`, the size of one '
-            "that is trained on the files"
-        )
+) -> Iterable[str]:
+    """What a tokenizer that is trained here learns from."""
+    if config.tokenizer_files and config.special:
+        return sentences_of(config.tokenizer_files)
     parts = [Part(path) for path in config.tokenizer_files] or learn_from
     texts = found if parts is None else [read for part in parts for read in read_documents(part, document)]
-    return train_tokenizer((_whole(text) for text in texts), config.vocabulary, masked=masked)
+    return (_whole(text) for text in texts)
 
 
 def _whole(document: Document) -> str:
@@ -153,8 +147,10 @@ def _encode(
 
 
 def _tokenizer_of_ids(config: SourceConfig) -> Tokenizer | None:
-    if config.vocabulary is not None or config.document is not None or config.tokenizer_files:
-        raise UsageError("[source] `vocabulary`, `document` and `tokenizer_files` are for text, not for .npy token ids")
+    if config.vocabulary is not None or config.document is not None or config.tokenizer_files or config.special:
+        raise UsageError(
+            "[source] `vocabulary`, `document`, `tokenizer_files` and `special` are for text, not for .npy token ids"
+        )
     if config.tokenizer is None:
         if config.classes is None:
             return None

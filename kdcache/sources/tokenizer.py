@@ -24,6 +24,11 @@ END, MASK = "<|endoftext|>", "<|mask|>"
 # Names under which tokenizers of the hub keep the token that ends a document, and the one that hides a word.
 _ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
 _MASKS = (MASK, "[MASK]", "<mask>")
+# And those that fill a row up, and that come before a sequence.
+_PADS = ("[PAD]", "<pad>")
+_STARTS = ("[CLS]", "<s>", "<cls>")
+# BERT's special tokens (Devlin et al. 2019) with [PAD] as 0, which is what networks take padding to be.
+BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _SMALLEST = 256
 _LARGEST = 1 << 20  # several times the largest vocabulary in use
 _BATCH = 1024
@@ -35,7 +40,11 @@ class _Encode(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """`encode` gives int32 ids of each text; `end` comes after a document, `mask` hides a token; either may lack."""
+    """`encode` gives int32 ids of each text.
+
+    `end` comes after a document, `mask` hides a token, `start` comes before a sequence, `pad` fills a row up; each may
+    lack.
+    """
 
     name: str
     size: int
@@ -45,6 +54,8 @@ class Tokenizer:
     special: Mapping[str, int] = field(default_factory=dict)
     vocabulary: str | None = None
     chat_template: str | None = None
+    start: int | None = None
+    pad: int | None = None
 
     @property
     def ordinary(self) -> NDArray[np.int32]:
@@ -62,8 +73,26 @@ class Tokenizer:
         }
 
 
-def bytes_tokenizer(masked: bool = False) -> Tokenizer:
-    """The 256 bytes of UTF-8 and a token that ends a document, 256; with `masked` one that hides a token, 257."""
+def bytes_tokenizer(masked: bool = False, *, bert: bool = False) -> Tokenizer:
+    """The 256 bytes of UTF-8 and a token that ends a document, 256; with `masked` one that hides a token, 257.
+
+    With `bert`, BERT's five special tokens are 0 to 4 and the bytes follow, byte b as b + 5.
+    """
+    if bert:
+        special = {token: number for number, token in enumerate(BERT)}
+        tokens = special | {f"<0x{byte:02X}>": byte + len(BERT) for byte in range(256)}
+        return Tokenizer(
+            "bytes",
+            len(tokens),
+            _bytes_after_special,
+            special["[SEP]"],
+            special["[MASK]"],
+            special,
+            _vocabulary_digest(tokens, len(tokens)),
+            None,
+            special["[CLS]"],
+            special["[PAD]"],
+        )
     special = {END: 256, **({MASK: 257} if masked else {})}
     tokens = {f"<0x{byte:02X}>": byte for byte in range(256)} | special
     return Tokenizer(
@@ -91,16 +120,18 @@ def open_tokenizer(path: Path) -> Tokenizer:
     found.no_truncation()
     settings = _settings(path / "tokenizer_config.json") if path.is_dir() else {}
     template = _template(path, settings)
-    return _wrapped(path.name, found, settings.get("eos_token"), settings.get("mask_token"), template, place=str(file))
+    return _wrapped(path.name, found, settings, template, place=str(file))
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int, *, masked: bool = False) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocabulary: int, *, masked: bool = False, bert: bool = False) -> Tokenizer:
     """A byte-level BPE (Radford et al. 2019, section 2.2) of at most `vocabulary` tokens, special ones among them.
 
+    The special tokens are the first: one that ends a document and, with `masked`, one that hides a token; or, with
+    `bert`, BERT's five, so that one vocabulary serves masked language models and classifiers.
     The same texts give the same tokenizer in every process, with however many threads. Raises MissingExtra, UsageError.
     """
     library = _library("a tokenizer that is trained from files")
-    special = [END, MASK] if masked else [END]
+    special = [*BERT] if bert else [END, MASK] if masked else [END]
     if vocabulary < _SMALLEST + len(special):
         raise UsageError(
             f"[source] vocabulary = {vocabulary}: a byte-level vocabulary has {_SMALLEST} bytes and {len(special)} "
@@ -116,7 +147,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, *, masked: bool = Fal
         vocab_size=vocabulary, special_tokens=special, initial_alphabet=sorted(level.alphabet()), show_progress=False
     )
     found.train_from_iterator(texts, trainer)
-    return _wrapped(f"bpe-{vocabulary}", found, END, MASK if masked else None, None, place="the trained tokenizer")
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), BERT, strict=True))
+    settings = names if bert else {"eos_token": END, "mask_token": MASK if masked else None}
+    return _wrapped(f"bpe-{vocabulary}", found, settings, None, place="the trained tokenizer")
 
 
 def check_same_vocabulary(
@@ -137,6 +170,10 @@ def _bytes(texts: Sequence[str]) -> list[NDArray[np.int32]]:
     return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
 
 
+def _bytes_after_special(texts: Sequence[str]) -> list[NDArray[np.int32]]:
+    return [ids + np.int32(len(BERT)) for ids in _bytes(texts)]
+
+
 def _library(purpose: str) -> Any:
     try:
         import tokenizers
@@ -145,7 +182,7 @@ def _library(purpose: str) -> Any:
     return tokenizers
 
 
-def _wrapped(name: str, found: Any, end: object, mask: object, template: str | None, *, place: str) -> Tokenizer:
+def _wrapped(name: str, found: Any, settings: Mapping[str, Any], template: str | None, *, place: str) -> Tokenizer:
     tokens: dict[str, int] = found.get_vocab(with_added_tokens=True)
     size = max(tokens.values(), default=-1) + 1
     if size < 2:
@@ -163,11 +200,13 @@ def _wrapped(name: str, found: Any, end: object, mask: object, template: str | N
         name,
         size,
         encode,
-        _special(tokens, end, _ENDS),
-        _special(tokens, mask, _MASKS),
+        _special(tokens, settings.get("eos_token"), _ENDS),
+        _special(tokens, settings.get("mask_token"), _MASKS),
         special,
         _vocabulary_digest(tokens, size),
         template,
+        _special(tokens, settings.get("cls_token"), _STARTS),
+        _special(tokens, settings.get("pad_token"), _PADS),
     )
 
 

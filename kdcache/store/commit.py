@@ -80,20 +80,35 @@ def _refuse_foreign(store: Path) -> None:
 
 
 def commit_unit(
-    store: Path, plan: Plan, unit: int, columns: Mapping[str, NDArray[Any]], facts: Mapping[str, Any] | None = None
+    store: Path,
+    plan: Plan,
+    unit: int,
+    columns: Mapping[str, NDArray[Any]],
+    facts: Mapping[str, Any] | None = None,
+    pixels: Mapping[str, list[str]] | None = None,
 ) -> Record:
     """Encode, write and commit one unit; if somebody else committed it first, theirs is kept and returned.
 
-    `columns`: for each column of the plan an array [rows of the unit, *shape] of its dtype, C-contiguous.
+    `columns`: for each column of the plan an array [rows of the unit, *shape] of its dtype, C-contiguous. `pixels`: for
+    each view of the plan the xxh3_128 of every block's augmented images.
     """
     first, last = plan.unit_range(unit)
     for name, array in plan.columns.items():
         values = columns[name]
         if values.shape != (last - first, *array.shape) or values.dtype != array.numpy or not values.flags.c_contiguous:
             raise ValueError(f"unit {unit}, column {name}: {values.dtype}{list(values.shape)}, the plan has {array}")
+    hashed = {view: len(digests) for view, digests in (pixels or {}).items()}
+    if hashed != dict.fromkeys(plan.view_names, plan.unit_blocks(unit)):
+        raise ValueError(f"unit {unit}: digests of images {hashed}, the plan has views {plan.view_names}")
     schema = {name: columns[name] for name in plan.columns}
     header = canonical(
-        {"plan": plan.digest, "unit": unit, "rows": last - first, "digests": unit_digests(schema, plan.block_rows)}
+        {
+            "plan": plan.digest,
+            "unit": unit,
+            "rows": last - first,
+            "digests": unit_digests(schema, plan.block_rows),
+            **({"pixels": dict(pixels)} if pixels else {}),
+        }
     )
     container = CONTAINERS[plan.container["format"]]
     data = container.encode(schema, plan.columns, plan.block_rows, plan.container["compression"], header)

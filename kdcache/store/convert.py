@@ -30,7 +30,7 @@ def convert(
         for unit in writer.work():
             first, last = plan.unit_range(unit)
             columns = {name: store.read_column(name, first, last) for name in plan.columns}
-            writer.write(unit, columns, store.manifest.units[unit].facts)
+            writer.write(unit, columns, store.manifest.units[unit].facts, store.pixels(unit))
             if progress:
                 progress(plan.units - len(writer.missing()), plan.units)
         manifest = writer.finish()

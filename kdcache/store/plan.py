@@ -41,6 +41,7 @@ class Plan:
     teacher: dict[str, Any] | None = None
     tables: dict[str, str] = dataclasses.field(default_factory=dict)
     budget: dict[str, Any] = dataclasses.field(default_factory=dict)
+    views: dict[str, Any] | None = None
 
     @cached_property
     def bytes(self) -> bytes:
@@ -54,7 +55,7 @@ class Plan:
 
     @cached_property
     def alignment(self) -> str:
-        """SHA-256 of what two stores must share to be zipped: source, order and cut."""
+        """SHA-256 of what two stores must share to be zipped: source, order, cut and views."""
         return digest_of(
             {
                 "source": self.source["fingerprint"],
@@ -62,6 +63,7 @@ class Plan:
                 "order": self.order,
                 "unit_rows": self.unit_rows,
                 "block_rows": self.block_rows,
+                **({"views": self.views} if self.views else {}),
             }
         )
 
@@ -90,6 +92,11 @@ class Plan:
     def asked(self) -> dict[str, Any]:
         """Of each field whose codec was chosen for a budget: that budget."""
         return {name: choice["asked"] for name, choice in self.budget.items()}
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """The prefixes of the views' fields: `view01`, `view02`, ..."""
+        return tuple(f"view{view:02d}" for view in range(1, self.views["count"] + 1)) if self.views else ()
 
     def unit_range(self, unit: int) -> tuple[int, int]:
         """First row of a unit, and the row after its last."""
@@ -129,6 +136,7 @@ class Plan:
             "teacher": self.teacher,
             "tables": self.tables,
             **({"budget": self.budget} if self.budget else {}),
+            **({"views": self.views} if self.views else {}),
         }
 
     def check_same(self, theirs: Plan, store: Path) -> None:
@@ -160,6 +168,7 @@ def _by_name(plan: dict[str, Any]) -> dict[str, Any]:
     chosen = {key: plan[key] for key in ("source", "order", "container", "teacher")}
     return {
         **chosen,
+        **({"views": plan["views"]} if "views" in plan else {}),
         "fields": {f["name"]: f for f in plan["fields"]},
         **{k: v for k, v in plan.items() if k != "fields"},
     }

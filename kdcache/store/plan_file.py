@@ -15,6 +15,7 @@ __all__ = ["plan_from_bytes", "plan_from_json", "read_plan"]
 
 _LIMIT = 8 << 20
 _MAX_BLOCKS = 1 << 22
+MOST_VIEWS = 99
 _MAX_BLOCK_BYTES = 1 << 30  # of one column; it must fit one Parquet page and one HDF5 chunk
 
 _SOURCE: dict[str, type | tuple[type, ...]] = {
@@ -69,7 +70,7 @@ def plan_from_json(value: Any, place: str) -> Plan:
             "tables": dict,
         },
         place,
-        also=("budget",),
+        also=("budget", "views"),
     )
     source = keys(table["source"], _SOURCE, f"{place}: source", also=("tokenizer",))
     order = keys(table["order"], _ORDER, f"{place}: order")
@@ -110,6 +111,7 @@ def plan_from_json(value: Any, place: str) -> Plan:
         table["teacher"],
         table["tables"],
         _budget(table.get("budget", {}), fields, place),
+        _views(table["views"], fields, place) if "views" in table else None,
     )
     _check_bounds(plan, place)
     return plan
@@ -152,6 +154,18 @@ def _statistics(value: Any, place: str) -> dict[str, list[float]] | None:
     ):
         raise StoreDamaged(f"{place}: input_statistics are not one mean and one positive std a channel")
     return table
+
+
+def _views(value: Any, fields: tuple[StoredField, ...], place: str) -> dict[str, Any]:
+    """How many there are, and that each has fields of its own; what they are is for `kdcache.views` to check."""
+    if not isinstance(value, dict):
+        raise StoreDamaged(f"{place}: views: expected a table, found {type(value).__name__}")
+    count = check_int(value.get("count"), 1, MOST_VIEWS, f"{place}: views.count")
+    found = {f.name.partition(".")[0] for f in fields if "." in f.name}
+    for view in range(1, count + 1):
+        if f"view{view:02d}" not in found:
+            raise StoreDamaged(f"{place}: there are {count} views, and view {view} has no field")
+    return value
 
 
 def _budget(value: Any, fields: tuple[StoredField, ...], place: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -128,6 +129,14 @@ class StoreReader:
         """The arrays that a field's codec was fitted with, by name; {} where it needs none."""
         return read_table(self.path, self.plan, field)
 
+    def pixels(self, unit: int) -> dict[str, list[str]]:
+        """By view (`view01`) the xxh3_128 of each of the unit's blocks of augmented images; {} without views."""
+        shard = self._shard(unit)
+        try:
+            return {view: list(digests) for view, digests in shard.pixels.items()}
+        finally:
+            shard.release()
+
     def _shard(self, unit: int) -> _OpenShard:
         """The open shard of a unit, held until it is released; the least recently used is closed when too many are."""
         with self._lock:
@@ -173,7 +182,7 @@ class _OpenShard:
             self._shard: parquet.Shard | hdf5.Shard = container.Shard(
                 path, plan.columns, last - first, plan.block_rows, plan.container["compression"]
             )
-            self.digests = self._check_header(plan, unit)
+            self.digests, self.pixels = self._check_header(plan, unit)
         except (StoreDamaged, TrustError) as error:
             os.close(self._descriptor)
             raise type(error)(f"{path}: {error}; restore the shard from a good copy") from error
@@ -181,23 +190,24 @@ class _OpenShard:
             os.close(self._descriptor)
             raise
 
-    def _check_header(self, plan: Plan, unit: int) -> dict[str, list[str]]:
+    def _check_header(self, plan: Plan, unit: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The digests of the columns' blocks, and those of the views' images."""
         header = self._shard.header
         if not isinstance(header, dict) or header.get("plan") != plan.digest or header.get("unit") != unit:
             raise StoreDamaged("it belongs to another store or unit")
         digests = header.get("digests")
         blocks = plan.unit_blocks(unit)
         rows = plan.unit_range(unit)
-        if header.keys() != {"plan", "unit", "rows", "digests"} or header["rows"] != rows[1] - rows[0]:
-            raise StoreDamaged("its header does not hold plan, unit, rows and digests")
-        if (
-            not isinstance(digests, dict)
-            or digests.keys() != plan.columns.keys()
-            or not all(isinstance(d, list) and len(d) == blocks for d in digests.values())
-            or not all(isinstance(digest, str) and HEX32.fullmatch(digest) for d in digests.values() for digest in d)
-        ):
+        pixels = header.get("pixels", {})
+        known = {"plan", "unit", "rows", "digests", *(("pixels",) if plan.views else ())}
+        if header.keys() != known or header["rows"] != rows[1] - rows[0]:
+            raise StoreDamaged(f"its header does not hold {', '.join(sorted(known))}")
+        if not _one_a_block(digests, plan.columns.keys(), blocks):
             raise StoreDamaged("its header does not hold one digest for each block and column")
-        return digests
+        if not _one_a_block(pixels, set(plan.view_names), blocks):
+            raise StoreDamaged("its header does not hold one digest of the images for each block and view")
+        assert digests is not None
+        return digests, pixels
 
     def read(self, column: str, block: int, out: NDArray[np.uint8]) -> None:
         if (extent := self._shard.extent(column, block)) is None:
@@ -237,3 +247,13 @@ class _OpenShard:
                 os.close(self._descriptor)
                 self._descriptor = -1
                 self._shard.close()
+
+
+def _one_a_block(digests: Any, names: Set[str], blocks: int) -> bool:
+    """Whether it is a table with one digest for each block under each of the names."""
+    return (
+        isinstance(digests, dict)
+        and digests.keys() == names
+        and all(isinstance(d, list) and len(d) == blocks for d in digests.values())
+        and all(isinstance(digest, str) and HEX32.fullmatch(digest) for d in digests.values() for digest in d)
+    )

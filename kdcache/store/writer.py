@@ -54,9 +54,15 @@ class StoreWriter:
             done.add(unit)
             yield unit
 
-    def write(self, unit: int, columns: Mapping[str, NDArray[Any]], facts: Mapping[str, Any] | None = None) -> Record:
+    def write(
+        self,
+        unit: int,
+        columns: Mapping[str, NDArray[Any]],
+        facts: Mapping[str, Any] | None = None,
+        pixels: Mapping[str, list[str]] | None = None,
+    ) -> Record:
         """Commit one unit; see `commit.commit_unit`."""
-        return commit.commit_unit(self.path, self.plan, unit, columns, facts)
+        return commit.commit_unit(self.path, self.plan, unit, columns, facts, pixels)
 
     def finish(self) -> Manifest | None:
         """Publish the manifest and the card if every unit is committed; None if some are still missing."""

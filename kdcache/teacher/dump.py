@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from kdcache.config import Recipe
+from kdcache.errors import StoreMismatch
 from kdcache.interrupt import StopFlag, stop_requests
 from kdcache.sources import Source, open_source
 from kdcache.store import Plan, StoreWriter, read_plan
@@ -24,6 +25,7 @@ from kdcache.teacher.drift import check_drift
 from kdcache.teacher.frozen import FrozenTeacher, load_teacher
 from kdcache.teacher.planning import fit_tables, input_spec_of, inputs_plan, tables_on, teacher_plan
 from kdcache.teacher.unit import Columns, UnitBuffers, fill_unit
+from kdcache.teacher.viewed import pilot_source
 
 __all__ = ["DumpResult", "Estimate", "Progress", "dump", "estimate"]
 
@@ -97,7 +99,8 @@ def dump(
     source, teacher, plan = _prepare(recipe, weights, like, found, out)
     if found:
         plan.check_same(found, out)
-    tables = fit_tables(plan, source, teacher) if teacher and not found else {}
+    seen = pilot_source(source, plan, recipe)
+    tables = fit_tables(plan, seen, teacher) if teacher and not found else {}
     writer = StoreWriter(out, plan, tables)
     missing = writer.missing()
     progress.begin(plan.rows, plan.rows - sum(_rows(plan, unit) for unit in missing))
@@ -140,8 +143,14 @@ def _prepare(
     if recipe.teacher is None:
         return source, None, plan
     teacher = load_teacher(recipe.teacher, source.arrays, source.classes, input_spec_of(plan), weights)
-    chosen = choices(recipe, source, teacher, plan, found, out)
-    return source, teacher, teacher_plan(plan, recipe, source, teacher, chosen)
+    chosen = choices(recipe, pilot_source(source, plan, recipe), teacher, plan, found, out)
+    plan = teacher_plan(plan, recipe, source, teacher, chosen)
+    if like and (other := read_plan(like)) and other.views not in (None, plan.views):
+        raise StoreMismatch(
+            f"--like {like}: has views, {other.views}, and this recipe's are {plan.views}; give both the same [views]"
+            + (", and the same teacher where they are attacked" if "attack" in other.views else "")
+        )
+    return source, teacher, plan
 
 
 def _write_units(
@@ -157,9 +166,11 @@ def _write_units(
         for unit in writer.work(_first_unit(plan)):
             first, last = plan.unit_range(unit)
             columns = committer.columns(last - first)
-            facts = fill_unit(plan, unit, ids[first:last], source, teacher, tables, columns, stop, progress.advance)
+            facts, pixels = fill_unit(
+                plan, unit, ids[first:last], source, teacher, tables, columns, stop, progress.advance
+            )
             check_drift(writer, unit, facts)
-            committer.submit(unit, columns, facts)
+            committer.submit(unit, columns, facts, pixels)
             rows += last - first
     return rows
 
@@ -187,13 +198,13 @@ class _Committer:
             except queue.Empty:
                 continue
 
-    def submit(self, unit: int, columns: Columns, facts: dict[str, Any]) -> None:
+    def submit(self, unit: int, columns: Columns, facts: dict[str, Any], pixels: dict[str, list[str]] | None) -> None:
         """Hand over the unit that was filled into the columns last given out."""
         buffers = self._current
         assert buffers is not None, "columns() comes first"
 
         def commit() -> None:
-            self._progress.written(self._writer.write(unit, columns, facts).bytes)
+            self._progress.written(self._writer.write(unit, columns, facts, pixels).bytes)
             self._free.put(buffers)
 
         self._work.put(commit)

@@ -25,6 +25,8 @@ from kdcache.teacher.fields import teacher_fields
 from kdcache.teacher.frozen import FrozenTeacher
 from kdcache.teacher.pilot import PILOT_ROWS, pilot
 from kdcache.teacher.reductions import fitted_projection, needs_pilot
+from kdcache.teacher.viewed import base_name, view_fields, views_of
+from kdcache.views import views_json
 
 __all__ = ["fit_tables", "input_spec_of", "inputs_plan", "tables_on", "teacher_plan"]
 
@@ -60,9 +62,9 @@ def inputs_plan(recipe: Recipe, source: Source, like: Path | None = None) -> Pla
         block_rows=layout.block_rows,
         batch_rows=min(_READ_ROWS, layout.unit_rows),
         container={"format": recipe.store.format, "compression": recipe.store.compression},
-        fields=tuple(plain_field(name, arrays[name]) for name in _ordered(arrays)),
+        fields=tuple(plain_field(name, arrays[name], shared=name not in _FIRST) for name in _ordered(arrays)),
     )
-    if other and other.alignment != plan.alignment:
+    if other and other.alignment != dataclasses.replace(plan, views=other.views).alignment:
         raise StoreMismatch(
             f"--like {like}: holds {other.rows} rows of {safe(other.source['name'])} "
             f"({other.source['fingerprint'][:16]}), this recipe's source is {plan.rows} rows of {source.name} "
@@ -80,12 +82,15 @@ def teacher_plan(
 ) -> Plan:
     """The inputs plan with the teacher's fields added; `chosen`: the codecs of those that have a budget."""
     chosen = chosen or {}
+    given, spec = teacher_fields(recipe, source, teacher, chosen), views_of(recipe, source)
+    described = _describe(teacher)
     return dataclasses.replace(
         plan,
         batch_rows=min(teacher.config.batch_size, plan.unit_rows),
-        teacher=_describe(teacher),
-        fields=(*plan.fields, *teacher_fields(recipe, source, teacher, chosen)),
+        teacher=described,
+        fields=view_fields(plan.fields, given, spec) if spec else (*plan.fields, *given),
         budget={name: choice.facts for name, choice in sorted(chosen.items())},
+        views=views_json(spec.config, described["weights"]) if spec else None,
     )
 
 
@@ -131,17 +136,24 @@ def _describe(teacher: FrozenTeacher) -> dict[str, Any]:
 
 
 def fit_tables(plan: Plan, source: Source, teacher: FrozenTeacher) -> Tables:
-    """The tables that codecs and projections need, fitted on a pilot: the first rows of the (shuffled) plan."""
+    """The tables that codecs and projections need, fitted on a pilot: the first rows of the (shuffled) plan.
+
+    Where there are views, `source` gives the pilot's images as view 1 shows them.
+    """
     fitted = [f for f in plan.fields if CODECS[f.codec].NEEDS_PILOT or needs_pilot(f.reduction)]
     outputs: dict[str, Tensor] = {}
     if fitted:
         ids = source.ids()[plan.permutation()[:PILOT_ROWS]]
-        outputs, _ = pilot(source, teacher, ids, plan.batch_rows, [f.name for f in fitted])
-    found = {f.name: fitted_projection(f.reduction, outputs.get(f.name)) for f in plan.fields}
-    for field in fitted:
-        if CODECS[field.codec].NEEDS_PILOT:
-            found[field.name] |= CODECS[field.codec].fit(outputs[field.name], field.configuration)
-    return {name: tables for name, tables in found.items() if tables}
+        outputs, _ = pilot(source, teacher, ids, plan.batch_rows, {base_name(plan, f.name) for f in fitted})
+    found: Tables = {}
+    for field in plan.fields:  # all views of a field have the same tables
+        name = base_name(plan, field.name)
+        if name not in found:
+            found[name] = fitted_projection(field.reduction, outputs.get(name))
+            if CODECS[field.codec].NEEDS_PILOT:
+                found[name] |= CODECS[field.codec].fit(outputs[name], field.configuration)
+    named = {field.name: found[base_name(plan, field.name)] for field in plan.fields}
+    return {name: tables for name, tables in named.items() if tables}
 
 
 def tables_on(tables: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:

@@ -21,6 +21,9 @@ from kdcache.teacher.batch import run_batch, token_chunks
 from kdcache.teacher.fidelity import UnitFidelity
 from kdcache.teacher.frozen import FrozenTeacher
 from kdcache.teacher.reductions import reduced
+from kdcache.teacher.viewed import UnitViews, spec_of
+from kdcache.views import ViewsSpec
+from kdcache.views.spec import view_name
 
 __all__ = ["UnitBuffers", "fill_unit"]
 
@@ -50,28 +53,51 @@ def fill_unit(
     columns: Columns,
     stop: StopFlag,
     advance: Callable[[int], None],
-) -> dict[str, Any]:
-    """Fill `columns` with the unit's rows (`ids` in plan order); returns its facts: see `UnitFidelity`.
+) -> tuple[dict[str, Any], dict[str, list[str]] | None]:
+    """Fill `columns` with the unit's rows (`ids` in plan order); returns its facts (see `UnitFidelity`), and of views
+    the digests of their images.
 
     Reading runs ahead in a thread. Raises TeacherError naming the samples, Interrupted when `stop` is.
     """
     columns["id"][:] = ids
-    logits = next((field for field in plan.fields if field.name == "logits"), None)
-    measured = UnitFidelity(logits, whole=unit == 0) if logits else None
-    for first, last in _read_ahead(plan, ids, source, columns, stop):
-        if teacher:
+    batches = _read_ahead(plan, ids, source, columns, stop)
+    spec = spec_of(plan)
+    views = UnitViews(plan, spec, ids, columns) if spec else None
+    if views:
+        batches = views.whole_blocks(batches)
+    measured = {
+        field.name: UnitFidelity(field, whole=unit == 0)
+        for field in plan.fields
+        if field.name in ("logits", view_name(1, "logits"))
+    }
+    for first, last in batches:
+        for view in _shown(spec) if teacher else ():
+            assert teacher is not None
             some = ids[first:last]
             inputs, *others = (torch.from_numpy(columns[name][first:last]) for name in teacher.config.inputs)
+            if views and view:
+                inputs = views.images(view, first, last, teacher, others)
             outputs = run_batch(teacher, inputs, some, _segment(columns, first, last), others)
             for field in plan.fields:
-                for start, end, whole, keys in _pieces(field, outputs, teacher, some):
+                for start, end, whole, keys in _pieces(field, view, outputs, teacher, some):
                     values = reduced(whole, field.reduction, tables[field.name])
                     encoded = CODECS[field.codec].encode(values, field.configuration, tables[field.name], keys)
                     _put(field, encoded, columns, (first, last), (start, end))
-                    if measured and field is logits:
-                        measured.add(values, encoded, tables[field.name])
+                    if field.name in measured:
+                        measured[field.name].add(values, encoded, tables[field.name])
         advance(last - first)
-    return measured.facts() if measured else {}
+    facts: dict[str, Any] = {}
+    for one in measured.values():
+        for key, table in one.facts().items():
+            facts[key] = {**facts.get(key, {}), **table}
+    return facts, views.digests if views else None
+
+
+def _shown(spec: ViewsSpec | None) -> list[int]:
+    """The views that the teacher sees of every image; 0 is the image as it is."""
+    if spec is None:
+        return [0]
+    return [*([0] if spec.config.plain else []), *range(1, spec.count + 1)]
 
 
 def _read_ahead(
@@ -125,13 +151,15 @@ def _segment(columns: Columns, first: int, last: int) -> Tensor | None:
 
 
 def _pieces(
-    field: StoredField, outputs: dict[str, Tensor], teacher: FrozenTeacher, ids: NDArray[np.int64]
+    field: StoredField, view: int, outputs: dict[str, Tensor], teacher: FrozenTeacher, ids: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """(first, last, values, keys) of what a batch gives a field: all its rows at once, by sample id, or the logits of
     a language model chunk by chunk of its positions, by id * P + position."""
     numbers = torch.from_numpy(ids)
-    if field.name in outputs:
-        values = outputs[field.name]
+    prefix = view_name(view, "") if view else ""
+    name = field.name.removeprefix(prefix)
+    if field.name == prefix + name and name in outputs:
+        values = outputs[name]
         yield 0, len(values), values, numbers.to(values.device)
     elif field.name == "logits" and "hidden" in outputs:
         hidden = outputs["hidden"]

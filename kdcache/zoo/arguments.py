@@ -1,4 +1,4 @@
-"""What every network of the zoo checks before it builds: the input's shape and lists of widths."""
+"""What every network of the zoo checks before it builds: the input's shape and the arguments of a recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdcache.errors import UsageError
 
-__all__ = ["image_shape", "whole_numbers", "with_channels"]
+__all__ = ["choice", "flag", "image_shape", "share", "whole_number", "whole_numbers", "with_channels"]
 
 
 def image_shape(network: str, input_shape: Sequence[int], smallest: int) -> tuple[int, int, int]:
@@ -45,3 +45,32 @@ def whole_numbers(network: str, name: str, values: object, least: int = 1) -> tu
         count = "a list of" if least == 0 else f"a list of {least} or more"
         raise UsageError(f"{network}: {name} = {values!r} must be {count} positive whole numbers")
     return tuple(values)
+
+
+def whole_number(network: str, name: str, value: object) -> int:
+    """One positive whole number."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{network}: {name} = {value!r} must be one positive whole number")
+    return value
+
+
+def share(network: str, name: str, value: object) -> float:
+    """A number from 0 to below 1, such as a dropout's."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UsageError(f"{network}: {name} = {value!r} must be a number from 0 to below 1")
+    return float(value)
+
+
+def flag(network: str, name: str, value: object) -> bool:
+    """True or false, and no number that stands for it."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{network}: {name} = {value!r} must be true or false")
+    return value
+
+
+def choice(network: str, name: str, value: object, known: Sequence[str]) -> str:
+    """One of the known words."""
+    if value not in known:
+        words = [f'"{word}"' for word in known]
+        raise UsageError(f"{network}: {name} = {value!r} must be {', '.join(words[:-1])} or {words[-1]}")
+    return str(value)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kdcache.errors import UsageError
-from kdcache.zoo.arguments import image_shape, whole_numbers, with_channels
+from kdcache.zoo.arguments import image_shape, whole_number, whole_numbers, with_channels
 
 __all__ = ["CNN", "cnn"]
 
@@ -48,6 +47,5 @@ def cnn(
     The convolutions are padded, where the tutorials' are not, so that an 8x8 image still has pixels at the end.
     """
     stages = whole_numbers("zoo:cnn", "channels", channels)
-    if not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 1:
-        raise UsageError(f"zoo:cnn: hidden = {hidden!r} must be one positive whole number (zoo:mlp takes a list)")
-    return CNN(image_shape("zoo:cnn", input_shape, 2 ** (len(stages) - 1)), stages, hidden, num_classes)
+    width = whole_number("zoo:cnn", "hidden", hidden)
+    return CNN(image_shape("zoo:cnn", input_shape, 2 ** (len(stages) - 1)), stages, width, num_classes)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdcache.errors import MissingExtra, UsageError
 from kdcache.near_misses import near_misses
+from kdcache.zoo.hugging_face import check_fields, library
 
 __all__ = ["from_factory", "from_hf", "from_timm"]
 
@@ -41,10 +42,7 @@ def from_hf(name: str, args: Mapping[str, Any], shape: Sequence[int], outputs: i
 
     `args` are fields of the model's configuration. Code that a folder brings along is never run.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "hf", f"the model hf:{name}") from error
+    transformers = library(name)
     channels = _channels(f"hf:{name}", shape)
     if Path(name).is_dir():
         model = transformers.AutoModelForImageClassification.from_pretrained(
@@ -57,11 +55,8 @@ def from_hf(name: str, args: Mapping[str, Any], shape: Sequence[int], outputs: i
                 f"hf:{name} is neither a local folder nor an image classifier of transformers; "
                 f"{near_misses(name, known)}"
             )
-        # Configurations ignore what they do not know, so a misspelt key has to be found here.
         usual = transformers.AutoConfig.for_model(name).to_dict()
-        for key in args:
-            if key not in usual:
-                raise UsageError(f"hf:{name}: args.{key} is no field of its configuration; {near_misses(key, usual)}")
+        check_fields(name, args, usual)
         size = {"num_channels": channels, "image_size": shape[-1]}
         filled = {key: value for key, value in size.items() if key in usual}
         config = transformers.AutoConfig.for_model(name, **{**filled, **args, "num_labels": outputs})
@@ -70,8 +65,8 @@ def from_hf(name: str, args: Mapping[str, Any], shape: Sequence[int], outputs: i
     return _with_channel_axis(model, shape)
 
 
-def from_factory(module: str, name: str, args: Mapping[str, Any], shape: Sequence[int], outputs: int) -> nn.Module:
-    """What a factory of the user's own returns; `input_shape` and `num_classes` are passed if it names them."""
+def from_factory(module: str, name: str, args: Mapping[str, Any], given: Mapping[str, Any]) -> nn.Module:
+    """What a factory of the user's own returns; of `given` what it names: input_shape, num_classes, extra_shapes."""
     try:
         place = importlib.import_module(module)
     except Exception as error:
@@ -83,7 +78,7 @@ def from_factory(module: str, name: str, args: Mapping[str, Any], shape: Sequenc
     if not callable(factory):
         callables = [key for key, value in vars(place).items() if callable(value)]
         raise UsageError(f"{module}:{name}: {module} has no such function; {near_misses(name, callables)}")
-    model = call(f"{module}:{name}", factory, args, {"input_shape": tuple(shape), "num_classes": outputs})
+    model = call(f"{module}:{name}", factory, args, given)
     if not isinstance(model, nn.Module):
         raise UsageError(f"{module}:{name} gives a {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from kdcache.errors import UsageError
+from kdcache.zoo.arguments import choice, flag, share, whole_number
 from kdcache.zoo.sequence import attention_mask, positions
 
-__all__ = ["GPT", "gpt"]
+__all__ = ["GPT", "Block", "gpt"]
 
 _BASE = 10_000.0
 
@@ -135,26 +136,19 @@ def gpt(
     if len(input_shape) != 1:
         raise UsageError(f"zoo:gpt takes rows of tokens [L]; this input has shape {list(input_shape)}")
     for name, value in {"width": width, "layers": layers, "heads": heads}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"zoo:gpt: {name} = {value!r} must be one positive whole number")
+        whole_number("zoo:gpt", name, value)
     if width % (2 * heads):
         raise UsageError(f"zoo:gpt: width = {width} must be a multiple of twice its heads = {heads}")
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise UsageError(f"zoo:gpt: dropout = {dropout!r} must be a number from 0 to below 1")
-    if positions not in ("rotary", "learned"):
-        raise UsageError(f'zoo:gpt: positions = {positions!r} must be "rotary" or "learned"')
-    for name, flag in {"tied": tied, "causal": causal}.items():
-        if not isinstance(flag, bool):
-            raise UsageError(f"zoo:gpt: {name} = {flag!r} must be true or false")
+    choice("zoo:gpt", "positions", positions, ("rotary", "learned"))
     return GPT(
         input_shape[0],
         num_classes,
         width=width,
         layers=layers,
         heads=heads,
-        dropout=float(dropout),
-        tied=tied,
-        causal=causal,
+        dropout=share("zoo:gpt", "dropout", dropout),
+        tied=flag("zoo:gpt", "tied", tied),
+        causal=flag("zoo:gpt", "causal", causal),
         rotary=positions == "rotary",
     )
 

@@ -8,16 +8,16 @@ are compared with the model as it came, and a packed row with its documents alon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcache.errors import MissingExtra, UsageError
+from kdcache.errors import UsageError
 from kdcache.near_misses import near_misses
+from kdcache.zoo.hugging_face import check_fields, library, quiet
 from kdcache.zoo.sequence import attention_mask, positions
 
 __all__ = ["HuggingFaceLM", "from_hf_language", "vocabulary_of"]
@@ -59,14 +59,15 @@ def from_hf_language(name: str, args: Mapping[str, Any], length: int, outputs: i
     """A language model of transformers: a local folder with its weights, or a model type with random ones.
 
     `args` are fields of its configuration, and `task` = "causal" or "masked" where its type does both; `dtype` is what
-    the weights of a folder are loaded as (default float32). Code that a folder brings along is never run, nothing is
-    fetched. Raises UsageError, also for a model whose vocabulary is not `outputs` or that cannot be run on packed rows.
+    the weights of a folder are loaded as (default float32). `task` = "classify" makes no language model, see
+    `kdcache.zoo.sequence_classifier`. Code that a folder brings along is never run, nothing is fetched.
+    Raises UsageError, also for a model whose vocabulary is not `outputs` or that cannot be run on packed rows.
     """
-    transformers = _library(name)
+    transformers = library(name)
     given = {key: value for key, value in args.items() if key != "task"}
     if "vocab_size" in given:
         raise UsageError(f"hf:{name}: args.vocab_size comes from the data; leave it out")
-    with _quiet(transformers):
+    with quiet(transformers):
         if Path(name).is_dir():
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
             if config.vocab_size != outputs:
@@ -97,7 +98,7 @@ def vocabulary_of(reference: str) -> int | None:
     family, _, name = reference.partition(":")
     if family != "hf" or not Path(name).is_dir():
         return None
-    transformers = _library(name)
+    transformers = library(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
         return int(config.vocab_size)
@@ -107,29 +108,6 @@ def vocabulary_of(reference: str) -> int | None:
         ) from error
 
 
-def _library(name: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "hf", f"the model hf:{name}") from error
-    return transformers
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """No remarks and no bars of the library while it builds a model."""
-    before = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
-        if bars:
-            transformers.logging.enable_progress_bar()
-
-
 def _config(name: str, transformers: Any, args: Mapping[str, Any], length: int, outputs: int) -> Any:
     names = transformers.models.auto.modeling_auto
     known = names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | names.MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -137,12 +115,9 @@ def _config(name: str, transformers: Any, args: Mapping[str, Any], length: int, 
         raise UsageError(
             f"hf:{name} is neither a local folder nor a language model of transformers; {near_misses(name, known)}"
         )
-    # Configurations ignore what they do not know, so a misspelt key has to be found here.
     default = transformers.AutoConfig.for_model(name)
     usual = {**default.to_dict(), **{key: key for key in default.attribute_map}}
-    for key in args:
-        if key not in usual:
-            raise UsageError(f"hf:{name}: args.{key} is no field of its configuration; {near_misses(key, usual)}")
+    check_fields(name, args, usual)
     # Some types number their first position 2.
     long = {key: max(usual[key], length + 2) for key in _LENGTHS if isinstance(usual.get(key), int)}
     ends = {key: None for key in ("bos_token_id", "eos_token_id") if (usual.get(key) or 0) >= outputs}
@@ -153,7 +128,7 @@ def _is_causal(name: str, transformers: Any, config: Any, args: Mapping[str, Any
     """By `task`, else by the class that a folder's weights were saved from, else masked where the type can be."""
     if "task" in args:
         if args["task"] not in ("causal", "masked"):
-            raise UsageError(f'hf:{name}: task = {args["task"]!r} must be "causal" or "masked"')
+            raise UsageError(f'hf:{name}: task = {args["task"]!r} must be "causal", "masked" or "classify"')
         return bool(args["task"] == "causal")
     saved = " ".join(getattr(config, "architectures", None) or ())
     if "MaskedLM" in saved or "CausalLM" in saved or "LMHead" in saved:

@@ -8,19 +8,20 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kdcache.zoo.arguments import whole_numbers
+from kdcache.zoo.arguments import share, whole_numbers
 
 __all__ = ["MLP", "mlp"]
 
 
 class MLP(nn.Module):
-    """[B, *shape] → logits [B, C]. Tap `layers.i` is hidden layer i after its ReLU, [B, hidden[i]]."""
+    """[B, *shape] → logits [B, C]. Tap `layers.i` is hidden layer i after ReLU and dropout, [B, hidden[i]]."""
 
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
         sizes = (inputs, *hidden)
+        drop = [nn.Dropout(dropout)] if dropout else []
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(before, after), nn.ReLU()) for before, after in itertools.pairwise(sizes)
+            nn.Sequential(nn.Linear(before, after), nn.ReLU(), *drop) for before, after in itertools.pairwise(sizes)
         )
         self.head = nn.Linear(sizes[-1], outputs)
 
@@ -32,6 +33,10 @@ class MLP(nn.Module):
         return logits
 
 
-def mlp(input_shape: tuple[int, ...], num_classes: int, *, hidden: Sequence[int] = (128,)) -> MLP:
-    """An MLP with ReLU between layers; `hidden` gives the widths, and `[]` makes it a linear classifier."""
-    return MLP(math.prod(input_shape), whole_numbers("zoo:mlp", "hidden", hidden, least=0), num_classes)
+def mlp(input_shape: tuple[int, ...], num_classes: int, *, hidden: Sequence[int] = (128,), dropout: float = 0.0) -> MLP:
+    """An MLP with ReLU between layers; `hidden` gives the widths, and `[]` makes it a linear classifier.
+
+    `dropout` is the share of each hidden layer that is zeroed in training.
+    """
+    widths = whole_numbers("zoo:mlp", "hidden", hidden, least=0)
+    return MLP(math.prod(input_shape), widths, num_classes, share("zoo:mlp", "dropout", dropout))

@@ -13,10 +13,20 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-from kdcache.errors import UsageError
-from kdcache.zoo.arguments import image_shape, with_channels
+from kdcache.zoo.arguments import choice, image_shape, with_channels
 
-__all__ = ["ResNet", "resnet8x4", "resnet20", "resnet32", "resnet32x4", "resnet44", "resnet56", "resnet110"]
+__all__ = [
+    "ResNet",
+    "resnet8",
+    "resnet8x4",
+    "resnet14",
+    "resnet20",
+    "resnet32",
+    "resnet32x4",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+]
 
 Shortcut = Literal["identity", "projection"]
 
@@ -92,8 +102,7 @@ class Factory(Protocol):
 
 def _factory(name: str, depth: int, stages: tuple[int, int, int, int], usual: Shortcut) -> Factory:
     def build(input_shape: tuple[int, ...], num_classes: int, *, shortcut: Shortcut = usual) -> ResNet:
-        if shortcut not in ("identity", "projection"):
-            raise UsageError(f'zoo:{name}: shortcut = {shortcut!r} must be "identity" or "projection"')
+        choice(f"zoo:{name}", "shortcut", shortcut, ("identity", "projection"))
         channels, _, _ = image_shape(f"zoo:{name}", input_shape, 4)
         return ResNet(channels, depth, stages, shortcut, num_classes)
 
@@ -104,6 +113,8 @@ def _factory(name: str, depth: int, stages: tuple[int, int, int, int], usual: Sh
 PLAIN = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)
 
+resnet8 = _factory("resnet8", 8, PLAIN, "identity")
+resnet14 = _factory("resnet14", 14, PLAIN, "identity")
 resnet20 = _factory("resnet20", 20, PLAIN, "identity")
 resnet32 = _factory("resnet32", 32, PLAIN, "identity")
 resnet44 = _factory("resnet44", 44, PLAIN, "identity")

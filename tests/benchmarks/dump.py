@@ -81,7 +81,7 @@ class Bare:
         source = open_source(recipe.source)
         plan = inputs_plan(recipe, source)
         self.inputs = torch.from_numpy(source.read(source.ids()[plan.permutation()])["input"])
-        self.teacher = load_teacher(recipe.teacher, source.arrays["input"], source.classes, input_spec_of(plan))
+        self.teacher = load_teacher(recipe.teacher, source.arrays, source.classes, input_spec_of(plan))
 
     def seconds(self) -> float:
         """One pass over all rows: scaled as in a dump, the logits kept nowhere."""

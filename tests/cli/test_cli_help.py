@@ -121,7 +121,8 @@ def test_recipes_are_listed_and_printed(tmp_path: Path) -> None:
     assert all(facts[name]["about"] and Path(facts[name]["path"]).is_file() for name in facts)
     printed = call("recipes", "digits")
     assert printed.out == Path(facts["digits"]["path"]).read_text()
-    from kdcache.recipe_file import load_recipe, resolve_students
+    from kdcache.recipe_file import load_recipe
+    from kdcache.recipe_students import resolve_students
 
     for name in facts:
         assert resolve_students(load_recipe(Path(facts[name]["path"]))), name

@@ -108,6 +108,21 @@ def test_options_reach_their_functions() -> None:
     assert values["jsd.1"] == jsd(logits, teacher, temperature=1.0, beta=0.5)
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"temprature": 2.0}, "takes no temprature .*did you mean .*'temperature'"),
+        ({"weigth": 2.0}, "takes no weigth .*did you mean .*'weight'"),
+        ({"temperature": "hot"}, "temperature = 'hot': it takes float"),
+        ({"temperature": True}, "it takes float"),
+        ({"temperature": [1.0]}, "it takes float"),
+    ],
+)
+def test_options_are_the_losses_own(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        made({"name": "kd", **config})
+
+
 @pytest.mark.parametrize("name", ["kd", "dkd", "mse_logits"])
 def test_logits_of_a_sequence_have_the_shape_of_its_labels(name: str) -> None:
     fields = {
@@ -168,7 +183,7 @@ def test_hints_have_an_adapter_each() -> None:
     for name in ("hint", "hint.1"):
         field = rows["features.map" if name == "hint" else "features.vector"]
         assert isinstance(field, torch.Tensor)
-        assert values[name] == hint(adapters[name.replace(".", "_")](outputs[name]), field)
+        assert values[name] == adapters[name.replace(".", "_")](outputs[name], field)
     loss.backward()
     assert all(parameter.grad is not None for parameter in adapters.parameters())
 
@@ -188,7 +203,7 @@ def test_lowrank_logits_are_compared_centred() -> None:
     ("config", "message"),
     [
         ({"name": "kdd"}, "objective 'kdd' is not known; did you mean 'kd'"),
-        ({"name": "zzz"}, r"known: ce, dkd, hard_label, hint, jsd, kd, kd_kept, mse_logits, reverse_kl, soft_ce"),
+        ({"name": "zzz"}, r"known: adversarial, .*attention, cc, ce, cosine"),
         ({"name": "kd", "field": "logit"}, "no field 'logit'; did you mean 'logits'"),
         ({"name": "kd", "field": "zzz"}, r"no field 'zzz'; known: best, drawn, features.map"),
         (
@@ -269,6 +284,5 @@ class TestCalledWrongly:
 
 
 def test_every_objective_is_named_for_its_function() -> None:
-    assert all(spec.function.__name__ == name for name, spec in OBJECTIVES.items())
-    assert list(OBJECTIVES) == sorted(OBJECTIVES)
-    assert all(hasattr(kdcache.objectives, name) for name in (*OBJECTIVES, *kdcache.objectives.__all__))
+    for name, spec in OBJECTIVES.items():
+        assert spec.function.__name__.lower() == name.replace("_", "" if spec.module else "_")

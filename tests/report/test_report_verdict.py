@@ -126,7 +126,8 @@ def test_the_student_with_the_least_perplexity_is_the_best_of_several() -> None:
 
 
 def test_rows_of_language_models() -> None:
-    teacher, baseline, student = rows(language(kd=[36.0, 37.0, 38.0]))
+    found = language(kd=[36.0, 37.0, 38.0])
+    teacher, baseline, student = rows(found)
     assert shown(found, teacher) == {"Perplexity": "30.00", "Accuracy, %": "40.00"}
     assert shown(found, baseline) == {"Perplexity": "41.00 ± 1.00", "Accuracy, %": "30.00 ± 0.00"}
     assert shown(found, student) == {

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.arrays import Array
-from kdcache.errors import SourceError
+from kdcache.errors import SourceError, UsageError
 from kdcache.sources.cifar import open_cifar
 
 
@@ -46,6 +46,34 @@ def test_fine_and_coarse(tmp_path: Path) -> None:
     np.testing.assert_array_equal(coarse.labels(), values[:, 0])
     np.testing.assert_array_equal(fine.labels(), values[:, 1])
     assert fine.fingerprint() != coarse.fingerprint()
+
+
+def test_the_other_label_and_the_group_as_a_fact(tmp_path: Path) -> None:
+    values = records(4, (20, 100))
+    path = write(tmp_path / "train.bin", values)
+    source = open_cifar([path], name="toy", labels_also=("coarse",), facts="coarse")
+    assert list(source.arrays) == ["input", "label", "label.coarse", "fact"]
+    assert source.label_classes == {"label.coarse": 20}
+    rows = source.read(np.array([3, 0]))
+    np.testing.assert_array_equal(rows["label"], values[[3, 0], 1])
+    np.testing.assert_array_equal(rows["label.coarse"], values[[3, 0], 0])
+    assert rows["fact"].dtype == np.float32
+    np.testing.assert_array_equal(rows["fact"].argmax(1), values[[3, 0], 0])
+    np.testing.assert_array_equal(rows["fact"].sum(1), 1)
+    fine = open_cifar([path], "coarse", name="toy", labels_also=("fine",))
+    assert fine.label_classes == {"label.fine": 100}
+    np.testing.assert_array_equal(fine.read(fine.ids())["label.fine"], values[:, 1])
+    prints = {open_cifar([path], name="toy", **keys).fingerprint() for keys in ({}, {"facts": "coarse"})}
+    assert len(prints | {source.fingerprint()}) == 3
+    with pytest.raises(UsageError, match="give each label once"):
+        open_cifar([path], name="toy", labels_also=("fine",))
+    with pytest.raises(UsageError, match="would tell the answer"):
+        open_cifar([path], "coarse", name="toy", facts="coarse")
+    ten = write(tmp_path / "ten", records(2, (10,)))
+    with pytest.raises(SourceError, match="have one label; `labels_also` needs"):
+        open_cifar([ten], name="toy", labels_also=("coarse",))
+    with pytest.raises(SourceError, match="have one label; `facts` needs"):
+        open_cifar([ten], name="toy", facts="coarse")
 
 
 def test_a_size_that_fits_both_is_told_by_the_labels(tmp_path: Path) -> None:

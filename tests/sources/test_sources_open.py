@@ -96,6 +96,12 @@ def test_absent_known_set_says_where_and_how(elsewhere: Path) -> None:
     assert is_present("digits", "train")
 
 
+@pytest.mark.parametrize("name", ["sst2", "nab", "cora", "bccd"])
+def test_absent_set_that_no_command_fetches_says_where_to_take_it_from(elsewhere: Path, name: str) -> None:
+    with pytest.raises(MissingData, match=rf"looked in .*{name} for .*no command fetches it: .* there from .*github"):
+        open_source(SourceConfig(dataset=name, size=8 if name == "bccd" else None))
+
+
 def test_a_part_of_cifar_will_do_and_plain_goes_before_packed(elsewhere: Path) -> None:
     folder = elsewhere / "cifar-10"
     folder.mkdir()
@@ -111,13 +117,16 @@ def test_a_part_of_cifar_will_do_and_plain_goes_before_packed(elsewhere: Path) -
     ("table", "said"),
     [
         ({"dataset": "fashon-mnist"}, "did you mean 'fashion-mnist'"),
-        ({"dataset": "imagenet"}, "known: cifar-10, cifar-100, digits, fashion-mnist"),
+        ({"dataset": "imagenet"}, "known: bccd, cifar-10, cifar-100, cora, digits"),
         ({"dataset": "cifar-10", "split": "val"}, "cifar-10 has train, test"),
         ({"dataset": "fashion-mnist", "label": "coarse"}, "fashion-mnist has one label per image"),
-        ({"dataset": "cifar-10", "images": "x"}, "`images` is not for dataset, which takes label, split"),
+        (
+            {"dataset": "cifar-10", "images": "x"},
+            "`images` is not for dataset, which takes channels, facts, label, labels_also, side, split",
+        ),
         (
             {"kind": "idx", "images": "x", "size": 3},
-            '`size` is not for kind = "idx", which takes classes, images, labels',
+            '`size` is not for kind = "idx", which takes channels, classes, images, labels, side',
         ),
         ({"kind": "idx"}, "kind = 'idx' needs `images`"),
         ({"kind": "cifar"}, "needs `files`"),
@@ -126,6 +135,21 @@ def test_a_part_of_cifar_will_do_and_plain_goes_before_packed(elsewhere: Path) -
         ({"kind": "folder"}, "needs `path`"),
         ({"kind": "python"}, "needs `factory`"),
         ({"kind": "digits", "rows": 1298}, "rows = 1298 is more than the 1297"),
+        ({"kind": "tsv"}, "needs `files`"),
+        ({"kind": "series"}, "either `files`"),
+        ({"kind": "series", "path": "x", "files": ["y.csv"]}, "either `files`"),
+        ({"kind": "graph"}, "kind = 'graph' needs `path`"),
+        ({"kind": "voc"}, "kind = 'voc' needs `path`"),
+        ({"kind": "voc", "path": "x"}, "needs `size`"),
+        ({"kind": "voc", "path": "x", "size": 8, "mask_size": 4}, "add mask = true"),
+        ({"kind": "voc", "path": "x", "size": 8, "labelled": 4}, "in images with boxes every box has its own"),
+        ({"kind": "folder", "path": "x", "size": [8, 9]}, "takes `size` as one side"),
+        ({"kind": "text", "files": ["x"], "unlabelled": True}, "`unlabelled` does not go with text"),
+        ({"kind": "digits", "unlabelled": True, "labelled": 5}, "`unlabelled` does not go with `labelled`"),
+        ({"kind": "voc", "path": "x", "size": 8, "side": 4}, '`side` is not for kind = "voc"'),
+        ({"dataset": "sst2", "document": "line"}, "`document` is not for dataset of tsv, which takes length"),
+        ({"dataset": "cora", "split": "dev"}, "cora has train, val, test"),
+        ({"dataset": "cifar-10", "facts": "coarse"}, "cifar-10 has one label per image"),
     ],
 )
 def test_tables_that_cannot_work(table: dict[str, object], said: str) -> None:

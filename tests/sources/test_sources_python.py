@@ -113,7 +113,16 @@ def test_bad_arguments_are_named(module: str) -> None:
 @pytest.mark.parametrize(
     ("inner", "said"),
     [
-        (Given({"input": np.zeros((2, 1)), "extra": np.zeros(2)}), r"gave \['extra', 'input'\]; expected a dict with"),
+        (Given({"input": np.zeros((2, 1)), "a b": np.zeros(2)}), r"gave 'a b'; an array's name has letters"),
+        (Given({"input": np.zeros((2, 1)), "id": np.zeros(2, int)}), "`id` is taken"),
+        (
+            Given({"input": np.zeros((2, 1)), "other": np.array(["a", "b"])}),
+            r"\['other'\]: its values are .*no store keeps",
+        ),
+        (
+            Given({"input": np.zeros((2, 1))}, read=lambda ids: {"label": np.zeros(len(ids), int)}),
+            r"gave \['label'\]; expected a dict with",
+        ),
         (Given({"input": np.array(["a", "b"])}), "which no store keeps"),
         (Given({"input": np.zeros((0, 1))}), "has 0 samples"),
         (Given({"input": np.zeros((2, 1))}, ids=lambda: np.array([1, 1])), "ascending"),
@@ -147,3 +156,28 @@ def test_what_changes_between_reads_is_refused(later: dict[str, Any], said: str)
     inner.read = lambda ids: later  # type: ignore[method-assign]
     with pytest.raises(SourceError, match=said):
         source.read(source.ids())
+
+
+def test_further_arrays_and_labels_of_positions() -> None:
+    label = np.array([[0, -1, 4], [2, 1, 0]], np.int16)
+    inner = Given({"input": np.zeros((2, 3)), "label": label, "fact": np.ones((2, 4), ">f4")})
+    inner.rows["label.coarse"] = np.array([0, 1])
+    source = PythonSource("more", inner)
+    assert source.arrays == {
+        "input": Array("float64", (3,)),
+        "label": Array("int64", (3,)),
+        "fact": Array("float32", (4,)),
+        "label.coarse": Array("int64"),
+    }
+    assert source.classes == 5
+    assert source.labels() is None
+    rows = source.read(np.array([1, 0]))
+    np.testing.assert_array_equal(rows["label"], label[::-1])
+    np.testing.assert_array_equal(rows["label.coarse"], [1, 0])
+    assert rows["fact"].dtype == np.dtype("<f4")
+    before = source.fingerprint()
+    inner.rows["fact"] = inner.rows["fact"] * 2
+    assert PythonSource("more", inner).fingerprint() != before
+    inner.rows["fact"] = np.ones((2, 5))
+    with pytest.raises(SourceError, match=r"gave facts float64\[5\], and float32\[4\] the first time"):
+        source.read(np.array([0]))

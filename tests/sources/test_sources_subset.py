@@ -67,6 +67,33 @@ def test_labelled_hides_all_but_so_many() -> None:
     np.testing.assert_array_equal(few.read(few.ids()[::-1])["label"], labels[::-1])
 
 
+def test_further_arrays_come_along_and_further_labels_are_hidden_too() -> None:
+    more = {"label.coarse": np.arange(40) % 2, "node": np.arange(40), "fact": np.arange(80.0).reshape(40, 2)}
+    whole = ArraySource(
+        "toy",
+        np.zeros((40, 3)),
+        np.arange(40) % 4,
+        classes=4,
+        more=more,
+        extra={"tokenizer": 1},
+        label_classes={"label.coarse": 2},
+    )
+    part = keep_labels(keep_rows(whole, 20, seed=1), 5, seed=1)
+    assert part.arrays == whole.arrays
+    assert (part.extra, part.label_classes) == ({"tokenizer": 1}, {"label.coarse": 2})
+    ids = part.ids()[::-1].copy()
+    rows = part.read(ids)
+    np.testing.assert_array_equal(rows["node"], ids)
+    np.testing.assert_array_equal(rows["fact"], more["fact"][ids])
+    np.testing.assert_array_equal(rows["label.coarse"] >= 0, rows["label"] >= 0)
+    assert (rows["label"] >= 0).sum() == 5
+    shown = rows["label"] >= 0
+    np.testing.assert_array_equal(rows["label.coarse"][shown], ids[shown] % 2)
+    changed = {**more, "node": np.arange(40)[::-1]}
+    other = ArraySource("toy", np.zeros((40, 3)), np.arange(40) % 4, classes=4, more=changed)
+    assert other.fingerprint() != whole.fingerprint()
+
+
 def test_fingerprints_tell_keys_apart() -> None:
     whole = toy()
     prints = {

@@ -151,3 +151,29 @@ def test_another_vocabulary_is_refused() -> None:
 def test_ids_without_text() -> None:
     ids = Tokenizer("x", 5, bytes_tokenizer().encode, None, None, {"<s>": 3})
     assert ids.ordinary.tolist() == [0, 1, 2, 4]
+
+
+def test_berts_special_tokens_come_first() -> None:
+    pytest.importorskip("tokenizers")
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    for found in (bytes_tokenizer(bert=True), train_tokenizer(WORDS, 300, bert=True)):
+        assert [found.special[name] for name in names] == [0, 1, 2, 3, 4]
+        assert (found.pad, found.start, found.end, found.mask) == (0, 2, 3, 4)
+        assert found.ordinary[0] == 5
+        assert found.encode(["the cat é"])[0].min() >= 5
+    plain = bytes_tokenizer(bert=True)
+    assert plain.size == 261
+    assert plain.encode(["aé"])[0].tolist() == [97 + 5, 0xC3 + 5, 0xA9 + 5]
+    with pytest.raises(UsageError, match="256 bytes and 5 special tokens, so at least 261"):
+        train_tokenizer(WORDS, 260, bert=True)
+
+
+def test_pad_and_start_of_a_file(tmp_path: Path) -> None:
+    special = ("<pad>", "<s>", "</s>", "<|endoftext|>")
+    found = open_tokenizer(saved(tmp_path / "tokenizer.json", special))
+    assert (found.pad, found.start, found.end) == (0, 1, 3)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "</s>", "cls_token": None}))
+    named = open_tokenizer(tmp_path)
+    assert (named.pad, named.start) == (2, 1)
+    plain = train_tokenizer(WORDS, 280)
+    assert (plain.pad, plain.start) == (None, None)

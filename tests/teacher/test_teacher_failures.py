@@ -242,7 +242,7 @@ def test_the_weights_say_how_many_classes_an_unlabelled_source_has(tmp_path: Pat
 
     config, array = TeacherConfig(model="zoo:mlp"), Array("float32", (9,))
     with pytest.raises(UsageError, match="neither the source nor the weights say how many classes"):
-        load_teacher(config, array, None, InputSpec())
+        load_teacher(config, {"input": array}, None, InputSpec())
     model = build_model("zoo:mlp", {}, input=array, outputs=7)
     save_weights(tmp_path / "w.safetensors", model, WeightsInfo("zoo:mlp", {}, array, 7))
-    assert load_teacher(config, array, None, InputSpec(), tmp_path / "w.safetensors").outputs == 7
+    assert load_teacher(config, {"input": array}, None, InputSpec(), tmp_path / "w.safetensors").outputs == 7

@@ -189,7 +189,7 @@ def test_keys_are_of_the_sample_and_the_position(folder: Path) -> None:
     teacher, _ = gpt_weights(folder)
     recipe = recipe_of(folder, teacher)
     source = open_source(recipe.source)
-    frozen = load_teacher(recipe.teacher, source.arrays["input"], source.classes, InputSpec())
+    frozen = load_teacher(recipe.teacher, source.arrays, source.classes, InputSpec())
     ids = source.ids()[[5, 3]]
     field = StoredField("logits", Array("float32", (LENGTH - 1, 257)), "dense", {"dtype": "float32"}, {})
     pieces = list(_pieces(field, run_ids(frozen, source, ids), frozen, ids))
@@ -205,7 +205,7 @@ def test_the_pilot_is_of_scored_positions(folder: Path) -> None:
     teacher, model = gpt_weights(folder)
     recipe = recipe_of(folder, teacher)
     source = open_source(recipe.source)
-    frozen = load_teacher(recipe.teacher, source.arrays["input"], source.classes, InputSpec())
+    frozen = load_teacher(recipe.teacher, source.arrays, source.classes, InputSpec())
     found, keys = pilot(source, frozen, source.ids(), 24, ["logits"], rows=300)
     values = found["logits"]
     assert values.shape == (len(keys), 257)
@@ -391,7 +391,7 @@ def test_maps_that_cannot_be(folder: Path, values: object, said: str) -> None:
 def test_first_needs_enough_and_tokens() -> None:
     array = Array("float32", (9,))
     with pytest.raises(UsageError, match=r"vocabulary is for language models; the inputs here are float32\[9\]"):
-        load_teacher(TeacherConfig(model="zoo:mlp", vocabulary="first"), array, 3, InputSpec())
+        load_teacher(TeacherConfig(model="zoo:mlp", vocabulary="first"), {"input": array}, 3, InputSpec())
     from kdcache.teacher.vocabulary import vocabulary_map
 
     with pytest.raises(UsageError, match="has only 5 tokens and the source 6"):

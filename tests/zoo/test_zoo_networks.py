@@ -10,9 +10,11 @@ from kdcache.errors import UsageError
 from kdcache.taps import tap_outputs
 from kdcache.zoo import ZOO
 
-CLASSIFIERS = sorted(set(ZOO) - {"gpt"})  # language models have tests of their own
+OWN_TESTS = {"detector", "fused", "gat", "gcn", "gpt", "segmenter", "tcn"}  # what they take or give is another thing
+CLASSIFIERS = sorted(set(ZOO) - OWN_TESTS)
 IMAGE_NETWORKS = sorted(set(CLASSIFIERS) - {"mlp"})
-SMALL = [name for name in IMAGE_NETWORKS if name not in ("resnet110", "resnet32x4", "resnet56", "resnet44")]
+LARGE = {"resnet110", "resnet32x4", "resnet56", "resnet44"}
+SMALL = sorted(set(IMAGE_NETWORKS) - LARGE - {"vit"})  # sides of any length
 
 
 def parameters(model: nn.Module) -> int:
@@ -25,7 +27,16 @@ def test_the_names_are_sorted_and_all_there() -> None:
         "mlp",
         "cnn",
         "convnet",
+        "detector",
+        "fused",
+        "gat",
+        "gcn",
         "gpt",
+        "segmenter",
+        "tcn",
+        "vit",
+        "resnet8",
+        "resnet14",
         "resnet20",
         "resnet32",
         "resnet44",
@@ -80,7 +91,15 @@ def test_parameters_of_the_convnet_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
+    [
+        ("resnet8", 0.08),
+        ("resnet14", 0.17),
+        ("resnet20", 0.27),
+        ("resnet32", 0.46),
+        ("resnet44", 0.66),
+        ("resnet56", 0.85),
+        ("resnet110", 1.7),
+    ],
 )
 def test_resnets_have_the_papers_number_of_parameters(name: str, millions: float) -> None:
     digits = 2 if millions < 1 else 1
@@ -123,6 +142,17 @@ def test_identity_shortcut_subsamples_and_pads_with_zeros() -> None:
     y = block(x)
     assert torch.equal(y[:, :16], x[:, :, ::2, ::2])
     assert not y[:, 16:].any()
+
+
+def test_dropout_of_the_mlp_leaves_evaluation_and_the_weights_names_alone() -> None:
+    plain, dropped = ZOO["mlp"]((4,), 3), ZOO["mlp"]((4,), 3, dropout=0.5)
+    dropped.load_state_dict(plain.state_dict())
+    x = torch.randn(8, 4)
+    assert torch.equal(plain.eval()(x), dropped.eval()(x))
+    with tap_outputs(dropped.train(), {"a": "layers.0"}) as taps:
+        dropped(torch.ones(256, 4))
+    kept = (taps["a"] != 0).float().mean() / (plain.layers[0](torch.ones(1, 4)) > 0).float().mean()
+    assert 0.48 < kept < 0.52
 
 
 def test_taps_of_the_mlp_are_after_the_relu() -> None:
@@ -172,6 +202,7 @@ def test_taps_of_the_convolutional_networks() -> None:
         ("mlp", (4,), {"hidden": 128}, "hidden = 128 must be a list of positive whole"),
         ("mlp", (4,), {"hidden": [0]}, r"hidden = \[0\]"),
         ("mlp", (4,), {"hidden": [True]}, "positive whole"),
+        ("mlp", (4,), {"dropout": 1}, "dropout = 1 must be a number from 0 to below 1"),
         ("cnn", (8, 8), {"channels": []}, "a list of 1 or more"),
         ("cnn", (8, 8), {"hidden": [64]}, "one positive whole number"),
         ("convnet", (8, 8), {"widths": [1.5]}, "widths = "),

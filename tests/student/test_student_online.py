@@ -1,0 +1,133 @@
+"""A student from a store against the same student with the teacher in its loop: the same losses, step by step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from online_loop import batches_of, online
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdcache.config import FieldConfig, ObjectiveConfig, Recipe, SourceConfig, StoreConfig, TeacherConfig, TrainConfig
+from kdcache.objectives import Adapter, ce, hint, kd
+from kdcache.student import fit, read_metrics
+from kdcache.teacher import dump
+
+ROWS, BATCH, EPOCHS, SEED, T = 680, 64, 5, 3, 3.0
+STEPS = EPOCHS * -(-ROWS // BATCH)
+SOURCE = SourceConfig(kind="digits", rows=ROWS)
+STORE = StoreConfig(unit_rows=256, block_rows=64)
+TRAIN = TrainConfig(epochs=EPOCHS, batch_size=BATCH, lr=2e-3)
+KD = [ObjectiveConfig(name="kd", weight=0.9, temperature=T), ObjectiveConfig(name="ce", weight=0.1)]
+HINT = [*KD, ObjectiveConfig(name="hint", weight=0.5, field="features.map", tap="layers.1")]
+MLP = ("zoo:mlp", {"hidden": [24]})
+CNN = ("zoo:cnn", {"channels": [4, 8], "hidden": 12})
+adam = functools.partial(torch.optim.Adam, lr=TRAIN.lr, fused=True)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A convolutional teacher, trained on the digits' labels."""
+    folder = tmp_path_factory.mktemp("teacher")
+    dump(Recipe(source=SOURCE, store=STORE), folder / "inputs")
+    args = {"channels": [16, 24], "hidden": 32}
+    train = TrainConfig(epochs=20, batch_size=64, lr=3e-3)
+    labels = [ObjectiveConfig(name="ce")]
+    fit("zoo:cnn", args, [folder / "inputs"], folder / "run", objective=labels, train=train, seed=0, identity={})
+    loss = [row["loss"] for row in read_metrics(folder / "run") if row["split"] == "train"][-1]
+    assert loss < 0.2  # it has learnt something to teach
+    return folder / "run/model.safetensors"
+
+
+def recipe_of(weights: Path, batch_size: int) -> Recipe:
+    teacher = TeacherConfig(
+        model="zoo:cnn",
+        args={"channels": [16, 24], "hidden": 32},
+        weights=weights,
+        batch_size=batch_size,
+        taps={"features.map": "layers.1"},
+    )
+    exact = FieldConfig(codec="dense", dtype="float32")
+    return Recipe(source=SOURCE, store=STORE, teacher=teacher, fields={"logits": exact, "features.map": exact})
+
+
+def offline(
+    store: Path, out: Path, student: tuple[str, dict[str, Any]], objective: list[ObjectiveConfig]
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Every step's loss, as the fit itself writes it down, and the student's weights."""
+    fit(*student, [store], out, objective=objective, train=TRAIN, seed=SEED, identity={}, evaluate_every=1)
+    losses = [row["loss"] for row in read_metrics(out) if row["split"] == "train"]
+    return losses, load_file(out / "model.safetensors")
+
+
+def ours(
+    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], label: Tensor, layers: nn.ModuleList
+) -> Tensor:
+    """The library's own losses, on what the teacher has just said."""
+    total = 0.9 * kd(student["logits"], teacher["logits"], temperature=T) + 0.1 * ce(student["logits"], label)
+    for adapter in layers:
+        total = total + 0.5 * hint(adapter(student["map"]), teacher["features.map"])
+    return total
+
+
+def plain(
+    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], label: Tensor, layers: nn.ModuleList
+) -> Tensor:
+    """As it stands in everybody's training script."""
+    soft = F.kl_div(
+        F.log_softmax(student["logits"] / T, dim=1), F.softmax(teacher["logits"] / T, dim=1), reduction="batchmean"
+    )
+    return 0.9 * T * T * soft + 0.1 * F.cross_entropy(student["logits"], label)
+
+
+def largest_difference(one: list[float], other: list[float]) -> float:
+    """Relative, of any step."""
+    assert len(one) == len(other) == STEPS
+    return max(abs(a - b) / b for a, b in zip(one, other, strict=True))
+
+
+def adapter() -> nn.ModuleList:
+    return nn.ModuleList([Adapter((8, 4, 4), (24, 4, 4))])
+
+
+@pytest.mark.parametrize("kind", ["kd", "hint"])
+@pytest.mark.parametrize("batch_size", [BATCH, 100])
+def test_losses_of_the_teacher_in_the_loop(kind: str, batch_size: int, weights: Path, tmp_path: Path) -> None:
+    """Step by step within 1e-6, and the weights with them: batches of another size round the teacher otherwise."""
+    recipe = recipe_of(weights, batch_size)
+    dump(recipe, tmp_path / "store")
+    student, objective, options = (MLP, KD, {}) if kind == "kd" else (CNN, HINT, {"beside": adapter})
+    losses, trained = offline(tmp_path / "store", tmp_path / "run", student, objective)
+    batches = batches_of(tmp_path / "store", TRAIN, SEED, EPOCHS)
+    taps = {"map": "layers.1"} if kind == "hint" else {}
+    live, state = online(recipe, batches, student, adam, ours, SEED, taps=taps, **options)
+    print(kind, batch_size, largest_difference(losses, live), sum(a == b for a, b in zip(losses, live)))
+    assert largest_difference(losses, live) <= 1e-6
+    assert live[-1] < 0.8 * live[0]
+    for name, tensor in state.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_of_a_plain_training_script(weights: Path, tmp_path: Path) -> None:
+    """Torch's own kl_div and cross_entropy round otherwise at every step, and Adam carries it on: within 1e-4."""
+    recipe = recipe_of(weights, BATCH)
+    dump(recipe, tmp_path / "store")
+    losses, _ = offline(tmp_path / "store", tmp_path / "run", MLP, KD)
+    live, _ = online(recipe, batches_of(tmp_path / "store", TRAIN, SEED, EPOCHS), MLP, adam, plain, SEED)
+    print("plain", largest_difference(losses, live))
+    assert largest_difference(losses, live) <= 1e-4
+
+
+def test_another_order_has_other_losses(weights: Path, tmp_path: Path) -> None:
+    """What the tolerance above is worth: the same student on the same rows in the order of another seed."""
+    recipe = recipe_of(weights, BATCH)
+    dump(recipe, tmp_path / "store")
+    losses, _ = offline(tmp_path / "store", tmp_path / "run", MLP, KD)
+    live, _ = online(recipe, batches_of(tmp_path / "store", TRAIN, SEED + 1, EPOCHS), MLP, adam, ours, SEED)
+    assert largest_difference(losses, live) > 1e-2
