@@ -54,12 +54,14 @@ def list_datasets(root: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"root": str(root), "datasets": facts}, indent=2, ensure_ascii=False))
         return
+    width = max(map(len, known_datasets()))
     for name, each in known_datasets().items():
         here = [split for split in each.splits if is_present(name, split, root)]
         size = sum(record.bytes for record in each.downloads) / 1e6
-        click.echo(f"{name:<14} {'here: ' + ', '.join(here) if here else f'absent, {size:.0f} MB to fetch'}")
-        click.echo(f"{'':<14} {each.title}")
-        click.echo(f"{'':<14} licence: {each.licence}")
+        absent = "absent, to be put there by hand" if each.obtain else f"absent, {size:.0f} MB to fetch"
+        click.echo(f"{name:<{width}} {'here: ' + ', '.join(here) if here else absent}")
+        click.echo(f"{'':<{width}} {each.title}")
+        click.echo(f"{'':<{width}} licence: {each.licence}")
     click.echo(f"kept in {root}")
 
 
@@ -77,7 +79,7 @@ def get_dataset(name: str, root: Path | None) -> None:
 
     dataset = find_dataset(name)
     if not dataset.downloads:
-        click.echo(f"{name}: comes with scikit-learn, there is nothing to fetch")
+        click.echo(f"{name}: {dataset.obtain or 'comes with scikit-learn, there is nothing to fetch'}")
         return
     folder = (root or data_root()) / name
     console = Console(stderr=True)

@@ -23,6 +23,8 @@ _COMMANDS = {
     "eval": "train:evaluate",
     "fidelity": "fidelity:fidelity",
     "info": "store:info",
+    "metrics": "catalogue:metrics",
+    "objectives": "catalogue:objectives",
     "recipes": "recipes:recipes",
     "run": "run:run",
     "train": "train:train",

@@ -11,6 +11,7 @@ from kdcache.codecs import CODECS, Codec, QuantisedLogits, Targets
 from kdcache.errors import StoreDamaged, StoreMismatch, UsageError
 from kdcache.fingerprint import canonical
 from kdcache.loader.pool import Column
+from kdcache.loader.views import view_fields
 from kdcache.near_misses import near_misses
 from kdcache.store import StoredField, StoreReader
 from kdcache.store.guard import safe
@@ -78,8 +79,9 @@ def _check_configuration(reader: StoreReader, field: StoredField, codec: Codec) 
 def named_fields(readers: Sequence[StoreReader]) -> dict[str, tuple[StoreReader, StoredField]]:
     """Every field of aligned stores by name; StoreMismatch where they are not aligned.
 
-    Aligned stores share id, label, input and segment, so the first that has one will do. Of any other name that several
-    stores have, the first store's keeps it and the k-th store's is `name@k`, such as `logits@2` for a second teacher's.
+    Aligned stores share what is not a teacher's, such as id, label and input, so the first that has one will do. Of any
+    other name that several stores have, the first store's keeps it and the k-th store's is `name@k`, such as `logits@2`
+    for a second teacher's.
     """
     for reader in readers[1:]:
         readers[0].plan.check_aligned(reader.plan, readers[0].path, reader.path)
@@ -88,20 +90,26 @@ def named_fields(readers: Sequence[StoreReader]) -> dict[str, tuple[StoreReader,
         for name, field in reader.fields.items():
             if name not in found:
                 found[name] = reader, field
-            elif name not in _SHARED:
+            elif name not in _SHARED and not (field.shared and found[name][1] == field):
                 found[f"{name}@{number}"] = reader, field
     return found
 
 
 def zip_fields(
-    readers: Sequence[StoreReader], wanted: Sequence[str] | None
+    readers: Sequence[StoreReader], wanted: Sequence[str] | None, view: int = 0
 ) -> Mapping[str, tuple[StoreReader, StoredField]]:
-    """The wanted ones of `named_fields` (None: all), `id` always first; UsageError for a name that none has."""
-    found = named_fields(readers)
+    """The wanted ones of `named_fields` (None: all), `id` always first; UsageError for a name that none has.
+
+    `view`: 0, or the one whose fields are given without its prefix (see `view_fields`); then with `input` comes all
+    that it takes to replay the view, under names that begin with `view.`.
+    """
+    found = view_fields(named_fields(readers), view)
     if isinstance(wanted, str):
         raise UsageError(f"fields = {wanted!r}: must be a list of names, for instance [{wanted!r}]")
     if wanted is None:
         wanted = list(found)
+    if view and "input" in wanted:
+        wanted = [*wanted, *(name for name in found if name.startswith("view."))]
     for name in wanted:
         if name not in found:
             raise UsageError(

@@ -88,6 +88,7 @@ class BlockPool:
         self._reading: dict[int, str] = {}
         self._error: BaseException | None = None
         self._run, self._progress = 0, 0.0
+        self._exchanged: set[int] = set()
         self._running: list[threading.Thread] = []
         self.blocks_read, self.bytes_read, self.wait_seconds = 0, 0, 0.0
         nothing = np.empty(0, np.int64)
@@ -120,6 +121,20 @@ class BlockPool:
             self._slots.release_all()
             self._plan(Visits(*(values[:0] for values in self._visits)))
             self._state.notify_all()
+
+    def exchange(self, columns: Sequence[Column]) -> None:
+        """Read `columns` from now on, each in the place of the one that was given there, of the same width.
+
+        Ends the run. What stays the same is not read again for blocks that are in memory.
+        """
+        self.stop()
+        changed = {at for at, (old, new) in enumerate(zip(self._columns, columns, strict=True)) if old != new}
+        assert all(self._columns[at].width == columns[at].width for at in changed), "columns of one width"
+        with self._state:
+            if changed:
+                self._columns = tuple(columns)
+                self._exchanged |= changed
+                self._slots.expire()
 
     def close(self) -> None:
         """Stop, and wait a moment for the threads to leave."""
@@ -178,30 +193,44 @@ class BlockPool:
         """Where in the pool these store rows lie, int64 [B]; their blocks are loaded and not yet released."""
         return torch.from_numpy(rows + self._shift[blocks])
 
+    def room(self, rows: Int64s, blocks: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
+        """How far from each row the first and the last row of its block are, int64 [B] each."""
+        return torch.from_numpy(self._starts[blocks] - rows), torch.from_numpy(self._starts[blocks + 1] - 1 - rows)
+
     def gather(self, column: int, places: Tensor) -> Tensor:
         """A fresh uint8 [B, width] of one column."""
         return self._tensors[column].index_select(0, places).view(torch.uint8)
 
     def _read_visits(self, run: int) -> None:
         while (claimed := self._claim(run)) is not None:
-            block, slot = claimed
-            error = self._read(block, slot)
-            with self._state:
-                waiting = self._waiting.pop(block, [])
-                self._reading.pop(block, None)
-                if error is None:
-                    self._slots.set_loaded(block)
-                    self._progress = time.monotonic()
-                    for visit in waiting:
-                        self._done[visit] = True
-                else:
-                    self._slots.forget(block)
-                    if waiting:
-                        self._error = error
-                self._state.notify_all()
+            block, slot, partly = claimed
+            while True:
+                columns = self._columns
+                error = self._read(block, slot, columns, partly)
+                with self._state:
+                    if error is not None or columns is self._columns:
+                        self._settle(block, error)
+                        break
+                partly = True  # some were exchanged while they were read
 
-    def _claim(self, run: int) -> tuple[int, int] | None:
-        """The next block to read and its slot, once there is one; None where the run has ended."""
+    def _settle(self, block: int, error: BaseException | None) -> None:
+        """The block is in its slot, or could not be read."""
+        waiting = self._waiting.pop(block, [])
+        self._reading.pop(block, None)
+        if error is None:
+            self._slots.set_loaded(block)
+            self._progress = time.monotonic()
+            for visit in waiting:
+                self._done[visit] = True
+        else:
+            self._slots.forget(block)
+            if waiting:
+                self._error = error
+        self._state.notify_all()
+
+    def _claim(self, run: int) -> tuple[int, int, bool] | None:
+        """The next block to read, its slot once there is one, and whether only exchanged columns are to be read; None
+        where the run has ended."""
         with self._state:
             while run == self._run and self._error is None and self._next < len(self._done):
                 visit = self._next
@@ -210,12 +239,12 @@ class BlockPool:
                 if claim is None:
                     self._state.wait()
                     continue
-                slot, fresh = claim
+                slot, fresh, partly = claim
                 self._next += 1
                 if fresh:
                     self._waiting[block] = [visit]
                     self._shift[block] = slot * self._slot_rows - int(self._starts[block])
-                    return block, slot
+                    return block, slot, partly
                 if self._slots.is_loaded(block):
                     self._done[visit] = True
                     self._state.notify_all()
@@ -223,18 +252,19 @@ class BlockPool:
                     self._waiting.setdefault(block, []).append(visit)
             return None
 
-    def _read(self, block: int, slot: int) -> BaseException | None:
+    def _read(self, block: int, slot: int, columns: Sequence[Column], partly: bool) -> BaseException | None:
         rows = int(self._starts[block + 1] - self._starts[block])
         first = slot * self._slot_rows
+        wanted = sorted(self._exchanged) if partly else range(len(columns))
         try:
-            for column, memory in zip(self._columns, self._memory, strict=True):
+            for column, memory in ((columns[at], self._memory[at]) for at in wanted):
                 self._reading[block] = column.name
                 column.reader.read_block(block, column.name, memory[first : first + rows].reshape(-1))
         except BaseException as error:  # whatever it is, the consumer must hear of it rather than wait
             return error
         with self._state:
             self.blocks_read += 1
-            self.bytes_read += rows * sum(column.width for column in self._columns)
+            self.bytes_read += rows * sum(columns[at].width for at in wanted)
         return None
 
 

@@ -18,14 +18,17 @@ class Slots:
     def __init__(self, count: int) -> None:
         self._slot_of: dict[int, int] = {}
         self._loaded: set[int] = set()
+        self._stale: set[int] = set()
         self._claims = [0] * count
         self._free: OrderedDict[int, int | None] = OrderedDict((slot, None) for slot in range(count))
         self._releases: list[tuple[int, int]] = []
 
-    def claim(self, block: int, last: int) -> tuple[int, bool] | None:
-        """The block's slot, held up to position `last`, and whether it must be loaded; None where no slot is free."""
+    def claim(self, block: int, last: int) -> tuple[int, bool, bool] | None:
+        """The block's slot, held up to position `last`, whether it must be loaded, and whether it holds the block's
+        columns but for those that were exchanged; None where no slot is free."""
         slot = self._slot_of.get(block)
-        fresh = slot is None
+        stale = block in self._stale
+        fresh = slot is None or stale
         if slot is None:
             if not self._free:
                 return None
@@ -33,11 +36,13 @@ class Slots:
             if evicted is not None:
                 del self._slot_of[evicted]
                 self._loaded.discard(evicted)
+                self._stale.discard(evicted)
             self._slot_of[block] = slot
         self._free.pop(slot, None)
+        self._stale.discard(block)
         self._claims[slot] += 1
         heapq.heappush(self._releases, (last, block))
-        return slot, fresh
+        return slot, fresh, stale
 
     def is_loaded(self, block: int) -> bool:
         return block in self._loaded
@@ -51,6 +56,11 @@ class Slots:
         """The block's bytes are in its slot."""
         self._loaded.add(block)
         self._free_unclaimed(block)
+
+    def expire(self) -> None:
+        """Some columns were exchanged for others: what is loaded must be loaded again, in part."""
+        self._stale |= self._loaded
+        self._loaded = set()
 
     def forget(self, block: int) -> None:
         """The block could not be loaded: its slot is free, and what it holds is nothing."""

@@ -21,6 +21,7 @@ _CURES = {
     "lanes": "build the loader with the state's lanes",
     "shuffle": "build the loader with the state's shuffle",
     "rows": "select the same rows as when the state was saved",
+    "view": "build the loader with the state's view",
 }
 
 
@@ -31,8 +32,10 @@ def mask_digest(rows: NDArray[np.bool_] | None) -> str | None:
     return hashlib.sha256(f"{len(rows)}\n".encode() + np.packbits(rows).tobytes()).hexdigest()
 
 
-def order_identity(alignment: str, seed: int, lanes: int, shuffle: bool, rows: str | None) -> dict[str, Any]:
-    """Everything but the epoch that decides the order."""
+def order_identity(
+    alignment: str, seed: int, lanes: int, shuffle: bool, rows: str | None, view: str | int | None = None
+) -> dict[str, Any]:
+    """Everything but the epoch that decides the order, and which view the batches show where they show one."""
     return {
         "version": ORDER_VERSION,
         "alignment": alignment,
@@ -40,6 +43,7 @@ def order_identity(alignment: str, seed: int, lanes: int, shuffle: bool, rows: s
         "lanes": lanes,
         "shuffle": shuffle,
         "rows": rows,
+        **({} if view is None else {"view": view}),
     }
 
 
@@ -51,7 +55,7 @@ def check_state(state: Mapping[str, Any], ours: Mapping[str, Any], total: int, p
             f"{place}: this is not the state of a loader, which has exactly {keys}; take it from state_dict()"
         )
     for key, cure in _CURES.items():
-        if state[key] != ours[key] or type(state[key]) is not type(ours[key]):
+        if key in ours and (state[key] != ours[key] or type(state[key]) is not type(ours[key])):
             raise StoreMismatch(f"{place}: the state's {key} is {state[key]!r}, this loader's is {ours[key]!r}; {cure}")
     epoch, position = state["epoch"], state["position"]
     if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= total:

@@ -14,10 +14,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from kdcache.errors import UsageError
 from kdcache.loader.batches import Batch, batches
-from kdcache.loader.fields import Decoder, zip_fields
+from kdcache.loader.fields import Decoder, named_fields
+from kdcache.loader.layout import Layout, lay_out
 from kdcache.loader.order import Order
 from kdcache.loader.pool import BlockPool
 from kdcache.loader.state import check_state, mask_digest, order_identity
+from kdcache.loader.views import View, check_view, views_of, views_spec
 from kdcache.store import StoreReader, open_store
 
 __all__ = ["StreamingLoader"]
@@ -30,6 +32,12 @@ class StreamingLoader(IterableDataset[Batch]):
     is short is shared the same way, so the ranks' shares differ by at most one row, every row comes exactly once, and
     all ranks take the same number of steps; `remainder="drop"` leaves it out. rows: bool [N], only these rows.
     memory_budget: bytes for the pool of blocks; timeout: seconds that a block may take before StorageError.
+
+    view: of a store with views, 1 to V, "cycle" (epoch e shows view 1 + e mod V and reads no other) or "all" (a batch
+    holds all its rows of view 1, then all of view 2, ...: V times `batch_size` rows); None or "plain": the images as
+    they are. A view's fields have their plain names (`logits`). With `input`, which is the image as it is stored, comes
+    what `kdcache.views.replay_batch` makes of it what the teacher saw: `view.params`, `view.partner.input`,
+    `view.partner.params`, `view.delta`, as far as the views have them. The order does not depend on the view.
 
     The loader stands at one place, (epoch, position), which is the next batch that any iteration hands out. So after
     `break` the next loop goes on, and after the end of an epoch it begins the next one; `set_epoch(e, 0)` rewinds.
@@ -44,6 +52,7 @@ class StreamingLoader(IterableDataset[Batch]):
         lanes: int = 64,
         shuffle: bool = True,
         fields: Sequence[str] | None = None,
+        view: View = None,
         rows: NDArray[np.bool_] | None = None,
         remainder: str = "keep",
         world_size: int = 1,
@@ -64,20 +73,21 @@ class StreamingLoader(IterableDataset[Batch]):
             self._path, self._starts = readers[0].path, readers[0].block_starts
             self._seed, self._lanes, self._shuffle = int(seed), lanes, bool(shuffle)
             self._rows = None if rows is None else np.array(rows)
-            place = _device(device)
-            self._decoders = {
-                name: Decoder(reader, field, place) for name, (reader, field) in zip_fields(readers, fields).items()
-            }
+            self._readers, self._fields, self._device = readers, fields, _device(device)
+            named_fields(readers)
+            self.views = views_spec(readers)
+            self.view = check_view(view, self.views, str(self._path))
+            self._decoders: dict[str, Decoder] = {}
+            self._shown = 0, self._lay_out(0)
             self.epoch, self._position, self._turn = 0, 0, 0
             self._order = 0, self._make_order(0)
             self._total = len(self._order[1])
             self._identity = order_identity(
-                readers[0].plan.alignment, self._seed, lanes, self._shuffle, mask_digest(self._rows)
+                readers[0].plan.alignment, self._seed, lanes, self._shuffle, mask_digest(self._rows), self.view
             )
             self._check_shares(0)
-            columns = [column for decoder in self._decoders.values() for column in decoder.columns]
             self._pool = BlockPool(
-                columns,
+                self._shown[1].columns,
                 self._starts,
                 np.unique(self._order[1].visits().block),
                 lanes=self._order[1].lanes,
@@ -104,6 +114,21 @@ class StreamingLoader(IterableDataset[Batch]):
         if self._order[0] != epoch:
             self._order = epoch, self._make_order(epoch)
         return self._order[1]
+
+    def views_of(self, epoch: int) -> tuple[int, ...]:
+        """The views that an epoch's batches hold; (0,) is the images as they are."""
+        return views_of(self.view, self.views, epoch)
+
+    def _lay_out(self, epoch: int) -> Layout:
+        shown = self.views_of(epoch)
+        return lay_out(self._readers, self._fields, shown, self.views, self._device, self._decoders)
+
+    def _layout(self) -> Layout:
+        """The layout of the epoch where the loader stands, whose columns the pool then reads."""
+        if self.views_of(self._shown[0]) != self.views_of(self.epoch):
+            self._shown = self.epoch, self._lay_out(self.epoch)
+            self._pool.exchange(self._shown[1].columns)
+        return self._shown[1]
 
     def _make_order(self, epoch: int) -> Order:
         return Order(
@@ -160,11 +185,12 @@ class StreamingLoader(IterableDataset[Batch]):
         turn, start = self._turn, self._position
         order = self.order(self.epoch)
         stop = self._total - (self._total - start) % self._batch_size if self._drop else self._total
+        layout = self._layout()
         self._pool.start(order.visits(start, stop, rank=self._rank, world_size=self._world))
         try:
             for position, batch in batches(
                 self._pool,
-                self._decoders,
+                layout,
                 order,
                 start,
                 stop,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdcache.metrics.collect import fields_read, measured
+from kdcache.metrics.collect import fields_read, input_range, measured
 from kdcache.metrics.judged import Judged, Network
 from kdcache.metrics.measure import check_options, measure
 from kdcache.metrics.metric import Metric
@@ -16,6 +16,7 @@ __all__ = [
     "check_options",
     "fields_read",
     "find_metric",
+    "input_range",
     "measure",
     "measured",
 ]

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcache.arrays import Array
 from kdcache.metrics.judged import Judged, Network
 from kdcache.metrics.measure import measure
 from kdcache.metrics.table import find_metric
 
-__all__ = ["fields_read", "measured"]
+__all__ = ["fields_read", "input_range", "measured"]
 
 
 def fields_read(metrics: Sequence[str], inputs: Sequence[str]) -> tuple[str, ...]:
@@ -20,6 +21,11 @@ def fields_read(metrics: Sequence[str], inputs: Sequence[str]) -> tuple[str, ...
     wanted = [field for name in metrics for field in find_metric(name).fields]
     wanted = [*inputs, *("logits" if field == "teacher" else field for field in wanted)]
     return tuple(dict.fromkeys(wanted))
+
+
+def input_range(array: Array) -> tuple[float, float]:
+    """The lowest and highest value that a stored input may have: of bytes 0 to 255, of floats 0 to 1."""
+    return (0.0, 1.0) if array.dtype.startswith(("float", "bfloat")) else (0.0, 255.0)
 
 
 def measured(

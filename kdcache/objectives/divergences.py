@@ -52,11 +52,11 @@ def jsd(student: Tensor, targets: Targets, *, temperature: float = 1.0, beta: fl
 def skew_kl(student: Tensor, targets: Targets, *, temperature: float = 1.0, alpha: float = 0.1) -> Tensor:
     """T^2 KL(p_T || m) in nats, m = alpha p_T + (1 - alpha) q_T: mean over rows.
 
-    The alpha-skew of the FORWARD divergence, SKL of DistiLLM (Ko et al. 2024, section 3.1), on the stored inputs rather than
-    on the student's own samples; not its SRKL, which skews `reverse_kl`. T^2 as in `kd`. alpha is the teacher's share
-    of the mixture, 0 < alpha < 1, 0.1 in the paper; at most -T^2 log alpha, so a class that the student gives nothing
-    costs a bounded loss and gradient. It tends to `kd` as alpha -> 0. The authors' code leaves out the teacher's own
-    entropy, so that its value, not its gradient, is another. On sparse targets as `reverse_kl`.
+    The alpha-skew of the FORWARD divergence, SKL of DistiLLM (Ko et al. 2024, section 3.1), on the stored inputs rather
+    than on the student's own samples; not its SRKL, which skews `reverse_kl`. T^2 as in `kd`. alpha is the teacher's
+    share of the mixture, 0 < alpha < 1, 0.1 in the paper; the value is at most -T^2 log alpha, also where the student
+    gives nothing to a class that the teacher has. It tends to `kd` as alpha -> 0. The authors' code leaves out the
+    teacher's own entropy, so that its value, not its gradient, is another. On sparse targets as `reverse_kl`.
     """
     if not 0 < alpha < 1:
         raise UsageError(

@@ -37,8 +37,8 @@ def ensemble(
     """T^2 KL(p || softmax(student / T)) in nats, p of K >= 2 teachers together: mean over rows.
 
     mean = "probabilities": p = sum_k w_k softmax(z_k / T), "logits": p = softmax(sum_k w_k z_k / T), the arithmetic and
-    the geometric mean of Hinton et al. 2015, section 1. student and z_k [B, C]. `weights` are the teachers' own, in their order,
-    not negative and made to sum to 1; all the same without.
+    the geometric mean of Hinton et al. 2015, section 1. student and z_k [B, C]. `weights` are the teachers' own, in
+    their order, not negative and made to sum to 1; all the same without.
 
     confidence = "entropy" multiplies them, row by row, by (1 - H_k / sum_j H_j) / (K - 1), H_k the entropy of
     softmax(z_k), and makes them sum to 1 again: a teacher that is sure of itself counts for more. It is the entropy

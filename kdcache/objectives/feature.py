@@ -36,7 +36,11 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Hint(nn.Module):
-    """`hint` behind an `Adapter` of its own: forward(student's feature, teacher's feature) -> scalar float32."""
+    """(r(student) - teacher)^2: mean over ALL elements, r a learnt `Adapter` to the teacher's width.
+
+    FitNets (Romero et al. 2015, eq. 3); see `hint`, which this is with the adapter in front. `pool` says how a map or
+    tokens meet a teacher's vector: by their mean, or by attention with a learnt query.
+    """
 
     def __init__(self, shapes: Shapes, *, pool: Pool = "mean") -> None:
         super().__init__()

@@ -29,6 +29,8 @@ def checked_options(place: str, config: ObjectiveConfig, spec: ObjectiveSpec) ->
         found[key] = _checked(f"{place}: {key} = {value!r}", known[key].annotation, value)
     if "temperature" in known and "temperature" not in found:
         found["temperature"] = known["temperature"].default
+    if "temperature" in found and not found["temperature"] > 0:
+        raise UsageError(f"{place}: temperature = {found['temperature']}: it must be above 0")
     for key, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and key not in found:
             raise UsageError(f"{place}: it needs {key}, a {_plain(parameter.annotation)}")

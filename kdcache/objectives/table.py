@@ -7,9 +7,12 @@ from kdcache.objectives.attention import attention
 from kdcache.objectives.cc import cc
 from kdcache.objectives.cosine import Cosine
 from kdcache.objectives.crd import CRD
+from kdcache.objectives.deit import deit
 from kdcache.objectives.detection import detection, detection_boxes, kd_foreground
-from kdcache.objectives.divergences import jsd, reverse_kl
+from kdcache.objectives.dist import dist
+from kdcache.objectives.divergences import jsd, reverse_kl, skew_kl
 from kdcache.objectives.dkd import dkd
+from kdcache.objectives.ensemble import ensemble, ensemble_by_label
 from kdcache.objectives.feature import Hint
 from kdcache.objectives.irg import irg
 from kdcache.objectives.kept import kd_kept
@@ -24,20 +27,29 @@ from kdcache.objectives.review import Review
 from kdcache.objectives.rkd import rkd_angle, rkd_distance
 from kdcache.objectives.sp import sp
 from kdcache.objectives.specs import ObjectiveSpec
+from kdcache.objectives.standardised import logit_standardised_kd
 from kdcache.objectives.vid import Vid
 
 __all__ = ["OBJECTIVES"]
 
 _RESPONSE = {
     "ce": ObjectiveSpec(ce, field=("label",), labelled=True, sparse=True),
+    "deit": ObjectiveSpec(deit, output=("class", "distillation"), label=True, sparse=True, sampled=True),
+    "dist": ObjectiveSpec(dist, together=2),
     "dkd": ObjectiveSpec(dkd, label=True, labelled=True, sparse=True),
     "hard_label": ObjectiveSpec(hard_label, sparse=True, sampled=True),
     "jsd": ObjectiveSpec(jsd, sparse=True),
     "kd": ObjectiveSpec(kd, sparse=True, sampled=True),
     "kd_kept": ObjectiveSpec(kd_kept, sparse=True),
+    "logit_standardised_kd": ObjectiveSpec(logit_standardised_kd),
     "mse_logits": ObjectiveSpec(mse_logits, sparse=True),
     "reverse_kl": ObjectiveSpec(reverse_kl, sparse=True),
+    "skew_kl": ObjectiveSpec(skew_kl, sparse=True),
     "soft_ce": ObjectiveSpec(soft_ce, sparse=True, sampled=True),
+}
+_TEACHERS = {
+    "ensemble": ObjectiveSpec(ensemble, teachers=True),
+    "ensemble_by_label": ObjectiveSpec(ensemble_by_label, teachers=True, label=True),
 }
 _FEATURE = {
     "attention": ObjectiveSpec(attention, "features", field=()),
@@ -72,5 +84,5 @@ _DENSE = {  # values, boxes
 }
 
 OBJECTIVES: dict[str, ObjectiveSpec] = dict(
-    sorted({**_RESPONSE, **_FEATURE, **_RELATIONAL, **_ADVERSARIAL, **_DENSE}.items())
+    sorted({**_RESPONSE, **_TEACHERS, **_FEATURE, **_RELATIONAL, **_ADVERSARIAL, **_DENSE}.items())
 )

@@ -25,8 +25,9 @@ class VocSource:
 
     `input` uint8 RGB [3, H, W], the whole image scaled to `size` (its proportions may change); `boxes` float32 [M, 4],
     (x1, y1, x2, y2) in pixels of the scaled image; `boxes.class` int64 [M]; rows past the image's boxes are -1.
-    With masks `label` int64 [h * w] too, row by row: 0 is background and 1 + c a pixel whose centre lies in the ellipse
-    inside a box of class c, which is nearer to a cell than the box is; of several the smallest box counts.
+    Class 0 is the background, as it is to a detector, so that the objects' classes begin at 1.
+    With masks `label` int64 [h * w] too, row by row: c where the pixel's centre lies in the ellipse inside a box of
+    class c, which is nearer to a cell than the box is, and 0 elsewhere; of several boxes the smallest counts.
     `clipped` and `dropped` count the boxes of the split that reached out of their image, and those that were empty.
     """
 
@@ -42,7 +43,7 @@ class VocSource:
         mask_size: tuple[int, int] | None,
     ) -> None:
         self.name = name
-        self.class_names = class_names if mask_size is None else ("background", *class_names)
+        self.class_names = ("background", *class_names)
         self.classes: int | None = len(self.class_names)
         self.arrays = {
             "input": Array("uint8", (3, *size)),
@@ -108,14 +109,14 @@ class VocSource:
         for box in np.argsort(-areas, kind="stable"):
             x1, y1, x2, y2 = boxes[box]
             across, down = (2 * x - x1 - x2) / (x2 - x1), (2 * y - y1 - y2) / (y2 - y1)
-            mask[across**2 + down**2 <= 1] = 1 + self._classes[place][box]
+            mask[across**2 + down**2 <= 1] = self._classes[place][box]
         return mask.reshape(-1)
 
 
 def open_voc(
     root: Path, config: SourceConfig, split: str, *, name: str, class_names: tuple[str, ...] = ()
 ) -> VocSource:
-    """The images of a split, with classes numbered as `class_names` or by name.
+    """The images of a split, with classes numbered from 1 as `class_names` or by name.
 
     A split is ImageSets/Main/<split>.txt; "trainval" may be "train" and "val" together. Without ImageSets a fifth of
     the images, the same ones always, is "test" and the others are "train". Boxes are clipped to their image, and
@@ -150,7 +151,7 @@ def open_voc(
         inside, kept, reached_out = _scaled(annotations[place], images[row], size)
         count = int(kept.sum())
         boxes[row, :count] = inside[kept]
-        classes[row, :count] = np.array([names.index(each) for each in annotations[place].names], np.int64)[kept]
+        classes[row, :count] = np.array([1 + names.index(each) for each in annotations[place].names], np.int64)[kept]
         clipped, dropped = clipped + reached_out, dropped + len(kept) - count
     masks = _pair(config.mask_size or size) if config.mask else None
     source = VocSource(name, images, ids, boxes, classes, names, size, masks)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdcache.arrays import Array
 from kdcache.errors import CheckpointError, TrustError, UsageError
 from kdcache.loader import StreamingLoader
-from kdcache.metrics import Network, fields_read, find_metric, measured
+from kdcache.metrics import Network, fields_read, input_range, measured
 from kdcache.models import WeightsInfo, load_model
 from kdcache.sources.tokenizer import check_same_vocabulary
 from kdcache.store import StoreReader
@@ -166,8 +166,9 @@ def evaluate_store(
         fields = fields_read(metrics, inputs)
     with closing(StreamingLoader(data.readers, batch_size, shuffle=False, fields=fields, device=str(device))) as loader:
         if metrics and data.positions is None:
-            names = data.readers[0].plan.class_names
-            return dict(measured(metrics, options, _judged(model, info, inputs, device), loader, class_names=names))
+            network, names = _judged(model, info, inputs, device), data.readers[0].plan.class_names
+            limits = input_range(info.input)
+            return dict(measured(metrics, options, network, loader, class_names=names, input_range=limits))
         return evaluate(forward, loader, device).facts()
 
 
@@ -215,7 +216,7 @@ def check_evaluable(
     if tokenizer is not None:
         check_same_vocabulary(tokenizer, data.tokenizer, f"{place}", data.place)
     for name in metrics if data.positions is None else ():
-        for field in find_metric(name).fields:
+        for field in fields_read([name], ()):
             if field not in data.fields:
                 raise UsageError(
                     f"{data.place}: has no field {field!r}, which the metric {name} reads; evaluate on a store that "

@@ -27,6 +27,7 @@ from objectives_reference import (
 
 from kdcache.errors import UsageError
 from kdcache.objectives import jsd, kd, reverse_kl
+from kdcache.objectives.divergences import skew_kl
 
 betas = st.sampled_from([0.1, 0.5, 0.9])
 
@@ -125,7 +126,47 @@ class TestJsd:
             jsd(self.student, self.teacher, beta=beta)
 
 
-@pytest.mark.parametrize("loss", [reverse_kl, jsd])
+class TestSkewKl:
+    student, teacher = TestJsd.student, TestJsd.teacher
+
+    def test_by_hand(self) -> None:
+        """p = (0.9, 0.1), q = (0.5, 0.5), alpha = 0.25: m = (0.6, 0.4)."""
+        value = skew_kl(torch.zeros(1, 2), torch.tensor([[0.9, 0.1]]).log(), alpha=0.25)
+        assert value.item() == pytest.approx(0.9 * math.log(1.5) + 0.1 * math.log(0.25))
+
+    def test_it_is_the_forward_one(self) -> None:
+        student, teacher = self.student.double(), self.teacher.double()
+        assert skew_kl(student, teacher, alpha=1e-9).item() == pytest.approx(kd(student, teacher).item())
+        half = skew_kl(student, teacher, alpha=0.5) + skew_kl(teacher, student, alpha=0.5)
+        assert half.item() / 2 == pytest.approx(jsd(student, teacher).item())
+
+    def test_temperature_scales_value_and_gradient_as_in_kd(self) -> None:
+        warm = skew_kl(2 * self.student, 2 * self.teacher, temperature=2.0)
+        assert warm.item() == pytest.approx(4 * skew_kl(self.student, self.teacher).item(), rel=1e-5)
+
+    def test_bounded_where_the_student_has_nothing(self) -> None:
+        student = torch.tensor([[900.0, 0.0]], requires_grad=True)
+        value = skew_kl(student, torch.tensor([[0.0, 900.0]]), alpha=0.1)
+        value.backward()
+        assert value.item() == pytest.approx(-math.log(0.1))
+        assert student.grad is not None
+        assert student.grad.isfinite().all()
+
+    def test_a_class_that_the_teacher_rules_out(self) -> None:
+        student = torch.zeros(1, 3, requires_grad=True)
+        value = skew_kl(student, torch.tensor([[0.0, 0.0, -math.inf]]), alpha=0.5)
+        value.backward()
+        assert value.item() == pytest.approx(math.log(0.5 / (0.25 + 1 / 6)))
+        assert student.grad is not None
+        assert student.grad.isfinite().all()
+
+    @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.5, math.nan])
+    def test_alpha(self, alpha: float) -> None:
+        with pytest.raises(UsageError, match=r"skew_kl: alpha = .* above 0 and below 1; for alpha -> 0 take kd"):
+            skew_kl(self.student, self.teacher, alpha=alpha)
+
+
+@pytest.mark.parametrize("loss", [reverse_kl, jsd, skew_kl])
 def test_draws_are_refused(loss: object) -> None:
     assert callable(loss)
     with pytest.raises(UsageError, match=r"random draws, unbiased only .* take kd or soft_ce"):

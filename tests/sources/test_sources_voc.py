@@ -59,15 +59,15 @@ def test_boxes_are_scaled_clipped_and_padded(cells: Path) -> None:
         "boxes": Array("float32", (3, 4)),
         "boxes.class": Array("int64", (3,)),
     }
-    assert (source.class_names, source.classes, source.labels()) == (("red", "white"), 2, None)
+    assert (source.class_names, source.classes, source.labels()) == (("background", "red", "white"), 3, None)
     assert source.ids().tolist() == [0, 1]
     rows = source.read(np.array([1, 0]))
     assert rows["input"][:, 0, 0, 0].tolist() == [20, 10]
     # 40×20 to 10×10: x by a quarter, y by a half; pixel numbers begin at 1 and their ends are inside.
     np.testing.assert_allclose(rows["boxes"][1], [[0, 0, 5, 5], [5, 5, 10, 10], [-1] * 4])
-    assert rows["boxes.class"][1].tolist() == [0, 1, -1]
+    assert rows["boxes.class"][1].tolist() == [1, 2, -1], "class 0 is the background"
     np.testing.assert_allclose(rows["boxes"][0], [[7.5, 0, 10, 10], [2, 2, 3, 4], [-1] * 4])
-    assert rows["boxes.class"][0].tolist() == [1, 0, -1]
+    assert rows["boxes.class"][0].tolist() == [2, 1, -1]
     assert (source.clipped, source.dropped) == (2, 1)
     wide = opened(cells, size=[20, 40], boxes=5)
     assert wide.arrays["input"].shape == (3, 20, 40)
@@ -157,7 +157,7 @@ BOMB = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</a
 def test_annotations(cells: Path, content: str | bytes, said: str | None) -> None:
     (cells / "Annotations" / "a.xml").write_bytes(content if isinstance(content, bytes) else content.encode())
     if said is None:
-        assert opened(cells).read(np.array([0]))["boxes.class"][0, 0] == 2
+        assert opened(cells).read(np.array([0]))["boxes.class"][0, 0] == 3
         return
     with pytest.raises(SourceError, match=said):
         opened(cells)
@@ -206,21 +206,21 @@ def test_mutated_annotations_are_read_or_refused(tmp_path_factory: pytest.TempPa
 def test_bccd(data_root: Path) -> None:
     if not (data_root / "bccd").is_dir():
         pytest.skip(f"no bccd in {data_root}")
-    counts = np.zeros(3, int)
+    counts = np.zeros(4, int)
     rows = 0
     for split in ("train", "val", "test"):
         source = open_source(SourceConfig(dataset="bccd", split=split, size=(96, 128)))
         found = source.read(source.ids())
         kept = found["boxes.class"] >= 0
-        counts += np.bincount(found["boxes.class"][kept], minlength=3)
+        counts += np.bincount(found["boxes.class"][kept], minlength=4)
         boxes = found["boxes"][kept]
         assert (boxes >= 0).all()
         assert (boxes <= [128, 96, 128, 96]).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         rows += len(source)
     # The counts of objects that came with the files.
-    assert source.class_names == ("RBC", "WBC", "Platelets")
-    assert (counts.tolist(), rows) == ([1406, 107, 128], 100)
+    assert source.class_names == ("background", "RBC", "WBC", "Platelets")
+    assert (counts.tolist(), rows) == ([0, 1406, 107, 128], 100)
     # White cells are stained: where a mask says so the image is darker in green than the background.
     masked = open_source(SourceConfig(dataset="bccd", split="train", size=(96, 128), mask=True))
     found = masked.read(masked.ids())

@@ -64,8 +64,8 @@ def online(
     source, teacher = open_source(recipe.source), open_teacher(recipe)
     known = source.ids()
     torch.manual_seed(seed)
-    network = build_model(student[0], student[1], input=source.arrays["input"], outputs=10)
-    layers = beside()
+    network = build_model(student[0], student[1], input=source.arrays["input"], outputs=10).to(teacher.device)
+    layers = beside().to(teacher.device)
     steps = optimizer([*network.parameters(), *layers.parameters()])
     spec = input_spec_of(inputs_plan(recipe, source))
     losses = []

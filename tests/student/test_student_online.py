@@ -66,9 +66,7 @@ def offline(
     return losses, load_file(out / "model.safetensors")
 
 
-def ours(
-    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], label: Tensor, layers: nn.ModuleList
-) -> Tensor:
+def ours(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], label: Tensor, layers: nn.ModuleList) -> Tensor:
     """The library's own losses, on what the teacher has just said."""
     total = 0.9 * kd(student["logits"], teacher["logits"], temperature=T) + 0.1 * ce(student["logits"], label)
     for adapter in layers:
@@ -76,9 +74,7 @@ def ours(
     return total
 
 
-def plain(
-    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], label: Tensor, layers: nn.ModuleList
-) -> Tensor:
+def plain(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], label: Tensor, layers: nn.ModuleList) -> Tensor:
     """As it stands in everybody's training script."""
     soft = F.kl_div(
         F.log_softmax(student["logits"] / T, dim=1), F.softmax(teacher["logits"] / T, dim=1), reduction="batchmean"
@@ -99,7 +95,11 @@ def adapter() -> nn.ModuleList:
 @pytest.mark.parametrize("kind", ["kd", "hint"])
 @pytest.mark.parametrize("batch_size", [BATCH, 100])
 def test_losses_of_the_teacher_in_the_loop(kind: str, batch_size: int, weights: Path, tmp_path: Path) -> None:
-    """Step by step within 1e-6, and the weights with them: batches of another size round the teacher otherwise."""
+    """Within 1e-6 at every step, and bit for bit where we ran it; the weights follow.
+
+    The dump runs the teacher on the rows of its own batches, of the same size or another: a matrix product may round a
+    row otherwise in another company.
+    """
     recipe = recipe_of(weights, batch_size)
     dump(recipe, tmp_path / "store")
     student, objective, options = (MLP, KD, {}) if kind == "kd" else (CNN, HINT, {"beside": adapter})
@@ -107,7 +107,6 @@ def test_losses_of_the_teacher_in_the_loop(kind: str, batch_size: int, weights: 
     batches = batches_of(tmp_path / "store", TRAIN, SEED, EPOCHS)
     taps = {"map": "layers.1"} if kind == "hint" else {}
     live, state = online(recipe, batches, student, adam, ours, SEED, taps=taps, **options)
-    print(kind, batch_size, largest_difference(losses, live), sum(a == b for a, b in zip(losses, live)))
     assert largest_difference(losses, live) <= 1e-6
     assert live[-1] < 0.8 * live[0]
     for name, tensor in state.items():
@@ -115,13 +114,12 @@ def test_losses_of_the_teacher_in_the_loop(kind: str, batch_size: int, weights: 
 
 
 def test_losses_of_a_plain_training_script(weights: Path, tmp_path: Path) -> None:
-    """Torch's own kl_div and cross_entropy round otherwise at every step, and Adam carries it on: within 1e-4."""
+    """Torch's own kl_div and cross_entropy round otherwise at every step, and Adam carries it on: within 1e-5."""
     recipe = recipe_of(weights, BATCH)
     dump(recipe, tmp_path / "store")
     losses, _ = offline(tmp_path / "store", tmp_path / "run", MLP, KD)
     live, _ = online(recipe, batches_of(tmp_path / "store", TRAIN, SEED, EPOCHS), MLP, adam, plain, SEED)
-    print("plain", largest_difference(losses, live))
-    assert largest_difference(losses, live) <= 1e-4
+    assert largest_difference(losses, live) <= 1e-5
 
 
 def test_another_order_has_other_losses(weights: Path, tmp_path: Path) -> None:
