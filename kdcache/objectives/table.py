@@ -67,7 +67,7 @@ _RELATIONAL = {
     "irg": ObjectiveSpec(irg, "features", field=(), many=True, together=3),
     "pkt": ObjectiveSpec(pkt, "features", field=(), together=2),
     "rkd_angle": ObjectiveSpec(rkd_angle, "features", field=(), together=3),
-    "rkd_distance": ObjectiveSpec(rkd_distance, "features", field=(), together=2),
+    "rkd_distance": ObjectiveSpec(rkd_distance, "features", field=(), together=3),
     "sp": ObjectiveSpec(sp, "features", field=(), together=2),
 }
 _ADVERSARIAL = {
