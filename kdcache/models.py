@@ -27,6 +27,7 @@ from kdcache.zoo.input_spec import InputSpec
 from kdcache.zoo.language import vocabulary_of
 from kdcache.zoo.reference import build_model
 from kdcache.zoo.sequence import LanguageModel, is_language_model, is_tokens
+from kdcache.zoo.sequence_classifier import check_vocabulary
 
 __all__ = [
     "InputSpec",
@@ -34,6 +35,7 @@ __all__ = [
     "WeightsInfo",
     "apply_weights",
     "build_model",
+    "check_vocabulary",
     "is_language_model",
     "is_tokens",
     "load_model",

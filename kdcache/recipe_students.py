@@ -51,7 +51,7 @@ def store_recipes(recipe: Recipe) -> dict[str | None, Recipe]:
     if not recipe.stores:
         return {None: plain}
     return {
-        name: plain.model_copy(update={"fields": {**recipe.fields, **one.fields}})
+        name: plain.model_copy(update={"fields": {**recipe.fields, **one.fields}, "views": one.views or recipe.views})
         for name, one in recipe.stores.items()
     }
 

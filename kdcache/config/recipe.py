@@ -11,6 +11,7 @@ from kdcache.config.source import SourceConfig
 from kdcache.config.store import FieldConfig, StoreConfig, VariantConfig
 from kdcache.config.table import Arguments, Name, Table
 from kdcache.config.train import TrainConfig
+from kdcache.config.views import ViewsConfig
 
 __all__ = ["Recipe"]
 
@@ -27,6 +28,7 @@ class Recipe(Table):
         default_factory=dict, description="several, each with a store of its own"
     )
     fields: dict[str, FieldConfig] = Field(default_factory=dict)
+    views: ViewsConfig | None = None
     stores: dict[Name, VariantConfig] = Field(
         default_factory=dict, description="several stores of the one teacher; with [teachers], what differs in one's"
     )

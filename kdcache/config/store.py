@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from kdcache.config.table import Fraction, Positive, Seed, Table
+from kdcache.config.views import ViewsConfig
 
 __all__ = ["BudgetConfig", "FieldConfig", "StoreConfig", "VariantConfig"]
 
@@ -85,4 +86,5 @@ class FieldConfig(Table):
 class VariantConfig(Table):
     """One of several stores of the same teacher and rows, for comparing codecs; `fields` replace those of [fields]."""
 
-    fields: dict[str, FieldConfig] = Field(min_length=1)
+    fields: dict[str, FieldConfig] = Field(default_factory=dict)
+    views: ViewsConfig | None = Field(None, description="in place of the recipe's [views]")

@@ -24,6 +24,7 @@ from kdcache.metrics.regression import mae, mse, r2
 from kdcache.metrics.robustness import fgsm_accuracy, noise_accuracy, pgd_accuracy
 from kdcache.metrics.segmentation import mean_iou
 from kdcache.metrics.windows import window_f1
+from kdcache.metrics.withheld import withheld_accuracy
 from kdcache.near_misses import near_misses
 
 __all__ = ["METRICS", "find_metric"]
@@ -50,6 +51,7 @@ METRICS: dict[str, Metric] = {
     "r2": Metric(r2, ("target",), ("r2",)),
     "top5": Metric(top5, keys=("top5",)),
     "window_f1": Metric(window_f1, _SERIES, ("window_f1", "window_precision", "window_recall", "window_threshold")),
+    "withheld_accuracy": Metric(withheld_accuracy, _LABEL, ("withheld_accuracy",), input=True),
 }
 
 

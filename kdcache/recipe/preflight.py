@@ -14,7 +14,6 @@ from kdcache.store import StoredField, plain_field
 
 if TYPE_CHECKING:
     from kdcache.sources import Source
-    from kdcache.sources.source import Ids
     from kdcache.teacher.frozen import FrozenTeacher
 
 __all__ = ["check_recipe"]
@@ -54,7 +53,7 @@ def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]
     assert classes is not None, "there is a teacher, and it has outputs"
     for name, student in students.items():
         try:
-            _check_student(student, _zipped(student, stored, arrays), classes, positions, source.ids())
+            _check_student(student, _zipped(student, stored, arrays), classes, positions, source)
             objective = compose(student.objective, _zipped(student, stored, arrays), classes)
             if not objective.needs_labels_only:  # of the labelled rows alone there may be few
                 for store in student.stores:
@@ -75,13 +74,14 @@ def _teacher(recipe: Recipe, source: Source, positions: int | None) -> FrozenTea
     """A blank one, where it is yet to be fitted; the same shapes as the one to come."""
     from kdcache.models import InputSpec, build_model
     from kdcache.objectives import compose
-    from kdcache.sources import open_source
+    from kdcache.sources import check_same_vocabulary, open_source
     from kdcache.student.language import check_language_model
     from kdcache.teacher.frozen import FrozenTeacher, load_teacher
 
     config = recipe.teacher
     assert config, "only called for a recipe with a teacher"
     learns = open_source(config.source) if config.source else source
+    check_same_vocabulary(_tokenizer(source), _tokenizer(learns), "source", "teacher.source")
     classes = outputs_for(learns.arrays, learns.classes)
     first, *others = named_arrays(config.inputs, source.arrays, "teacher")
     if not config.fit:
@@ -95,9 +95,10 @@ def _teacher(recipe: Recipe, source: Source, positions: int | None) -> FrozenTea
     return FrozenTeacher(blank, InputSpec(), config, classes)
 
 
-def _check_student(student: Student, fields: Fields, classes: int, positions: int | None, ids: Ids) -> None:
-    from kdcache.models import build_model
+def _check_student(student: Student, fields: Fields, classes: int, positions: int | None, source: Source) -> None:
+    from kdcache.models import build_model, check_vocabulary
     from kdcache.objectives import compose
+    from kdcache.objectives.term import item
     from kdcache.student.job import check_augment, check_fused, check_together
     from kdcache.student.language import check_language_model
     from kdcache.student.module import student_shapes
@@ -106,16 +107,25 @@ def _check_student(student: Student, fields: Fields, classes: int, positions: in
     samples = named_arrays(student.inputs, {name: field.array for name, field in fields.items()}, "inputs")
     first, *others = samples
     network = build_model(student.model, student.args, input=first, outputs=classes, extra=others, positions=positions)
+    check_vocabulary(network, student.model, _tokenizer(source))
     check_together(objective, student.train)
     if positions is not None:
         check_language_model(network, student.model, first, positions, classes)
         check_augment(student.train)
         check_fused(objective)
-    objective.adapters(student_shapes(network, objective.taps, samples), ids)
+    shapes = student_shapes(network, objective.taps, samples)
+    if positions is None:  # a language model's are made by its head, a few rows at a time
+        for term in objective.terms:
+            for output in term.outputs:
+                item(
+                    shapes, output, f"outputs of {student.model}", f"objective {term.name} reads it; name one of these"
+                )
+    objective.adapters(shapes, source.ids())
 
 
 def _zipped(student: Student, stored: Mapping[str | None, Fields], shared: Collection[str]) -> Fields:
-    """The fields of a student's stores under the names that the loader gives them: `logits@2` is the second's."""
+    """The fields of a student's stores under the names that the loader gives them: `logits@2` is the second's, and of
+    views those of one stand for all."""
     found = dict(stored[student.stores[0]])
     for number, store in enumerate(student.stores[1:], 2):
         for name, field in stored[store].items():
@@ -123,7 +133,13 @@ def _zipped(student: Student, stored: Mapping[str | None, Fields], shared: Colle
                 found[name] = field
             elif name not in shared and name != "id":
                 found[f"{name}@{number}"] = field
-    return found
+    from kdcache.loader.views import field_of_view
+
+    if student.view == "plain" or not any(name.startswith("view01.") for name in found):
+        return found
+    called = {name: field_of_view(name, 1) for name in found}
+    plain = {name: field for name, field in found.items() if called[name] == name}
+    return plain | {str(new): found[name] for name, new in called.items() if new not in (name, None)}
 
 
 def _plain_fields(source: Source) -> Fields:
@@ -150,5 +166,10 @@ def _check_evaluation(recipe: Recipe, source: Source) -> None:
                 f"eval_source: its {name}s are {other.arrays.get(name)}, those of source are "
                 f"{source.arrays.get(name)}; a network fitted on one cannot be evaluated on the other"
             )
-    ours, theirs = (getattr(one, "extra", {}).get("tokenizer") for one in (source, other))
-    check_same_vocabulary(ours, theirs, "source", "eval_source")
+    check_same_vocabulary(_tokenizer(source), _tokenizer(other), "source", "eval_source")
+
+
+def _tokenizer(source: Source) -> Mapping[str, Any] | None:
+    """What a plan keeps of its tokenizer; None where the samples are no text."""
+    found: Mapping[str, Any] | None = getattr(source, "extra", {}).get("tokenizer")
+    return found

@@ -114,13 +114,15 @@ def write_results(
 
 
 def _teachers(recipe: Recipe, facts: Mapping[str, Facts], metrics: list[str]) -> dict[str, Any]:
-    """Every teacher's numbers, by "teacher", or "teacher NAME" where there are several."""
+    """Every teacher's numbers, by "teacher", or "teacher NAME" where there are several, and "ensemble" of all."""
     found = {}
     for name, config in recipe.teachers.items() or [("", recipe.teacher)]:
         judged = facts.get(f"teacher accuracy {name}".strip())
         if judged and config:
             numbers = {key: judged[key] for key in dict.fromkeys(("accuracy", "loss", *metrics)) if key in judged}
             found[f"teacher {name}".strip()] = {"model": config.model, "parameters": judged["parameters"]} | numbers
+    if together := facts.get("teachers together"):
+        found["ensemble"] = {"model": f"mean of {', '.join(recipe.teachers)}", **together}
     return found
 
 

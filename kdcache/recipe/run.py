@@ -90,6 +90,9 @@ def run_recipe(recipe: Recipe, out: Path, watcher: Watcher, *, jobs: int | None 
         store = stores[name] if recipe.teachers else next(iter(stores.values()))
         judged.append(Stage(_named("teacher accuracy", name), stages.judge_teacher,
                             (variant, weights[name], store, eval_store)))  # fmt: skip
+    if len(teachers) > 1 and eval_store and run.facts["check"]["classes"]:
+        all_of_them = (recipe, list(weights.values()), [stores[name] for name in teachers], eval_store)
+        judged.append(Stage("teachers together", stages.judge_teachers, all_of_them))
     run.together(judged)
 
     # A student alone learns from labels; where the source has none, from those that its teacher was fitted on.

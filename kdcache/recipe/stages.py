@@ -20,6 +20,7 @@ __all__ = [
     "fit_student",
     "fit_teacher",
     "judge_teacher",
+    "judge_teachers",
     "predict_classes",
     "time_networks",
 ]
@@ -90,6 +91,16 @@ def judge_teacher(report: Report, recipe: Recipe, weights: Path | None, store: P
     return judge(recipe.teacher, weights, store, eval_store, recipe.metrics, recipe.metric_options)
 
 
+def judge_teachers(
+    report: Report, recipe: Recipe, weights: list[Path | None], stores: list[Path], eval_store: Path
+) -> Facts:
+    """The metrics of the recipe's [teachers] together, the mean of their probabilities."""
+    from kdcache.teacher.together import judge_together
+
+    teachers = list(recipe.teachers.values())
+    return judge_together(teachers, weights, stores, eval_store, recipe.metrics, recipe.metric_options)
+
+
 def fit_baseline(
     report: Report,
     student: Student,
@@ -148,7 +159,7 @@ def _fit(
     objective: Sequence[ObjectiveConfig],
     steps: int | None = None,
     evaluate_every: int | None = None,
-    view: str | int | None = None,
+    view: Any = None,
 ) -> Facts:
     from kdcache.student import fit
 

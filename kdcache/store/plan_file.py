@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ __all__ = ["plan_from_bytes", "plan_from_json", "read_plan"]
 
 _LIMIT = 8 << 20
 _MAX_BLOCKS = 1 << 22
-MOST_VIEWS = 99
+_MOST_VIEWS = 99
+_OF_A_VIEW = re.compile(r"view\d\d\..+")
 _MAX_BLOCK_BYTES = 1 << 30  # of one column; it must fit one Parquet page and one HDF5 chunk
 
 _SOURCE: dict[str, type | tuple[type, ...]] = {
@@ -160,7 +162,7 @@ def _views(value: Any, fields: tuple[StoredField, ...], place: str) -> dict[str,
     """How many there are, and that each has fields of its own; what they are is for `kdcache.views` to check."""
     if not isinstance(value, dict):
         raise StoreDamaged(f"{place}: views: expected a table, found {type(value).__name__}")
-    count = check_int(value.get("count"), 1, MOST_VIEWS, f"{place}: views.count")
+    count = check_int(value.get("count"), 1, _MOST_VIEWS, f"{place}: views.count")
     found = {f.name.partition(".")[0] for f in fields if "." in f.name}
     for view in range(1, count + 1):
         if f"view{view:02d}" not in found:
@@ -170,6 +172,7 @@ def _views(value: Any, fields: tuple[StoredField, ...], place: str) -> dict[str,
 
 def _budget(value: Any, fields: tuple[StoredField, ...], place: str) -> dict[str, Any]:
     known = {f.name for f in fields}
+    known |= {name.partition(".")[2] for name in known if _OF_A_VIEW.fullmatch(name)}  # one choice for all views
     for name, choice in keys(value, {}, f"{place}: budget", tuple(known)).items():
         keys(choice, {"asked": dict, "why": str, "measured": dict}, f"{place}: budget of {name}")
     return dict(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from kdcache.models import build_model, load_weights, partial_weights
+from kdcache.models import build_model, check_vocabulary, load_weights, partial_weights
 from kdcache.student.job import Job
 from kdcache.student.language import check_language_model
 
@@ -18,6 +18,7 @@ def build_student(job: Job) -> nn.Module:
     network = build_model(
         job.model, job.args, input=first, outputs=data.outputs, extra=others, positions=data.positions
     )
+    check_vocabulary(network, job.model, data.tokenizer)
     if data.positions is not None:
         check_language_model(network, job.model, data.input, data.positions, data.outputs)
     if job.weights is not None:

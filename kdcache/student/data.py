@@ -16,7 +16,9 @@ from kdcache.errors import UsageError
 from kdcache.store import StoredField, StoreReader, open_store
 
 if TYPE_CHECKING:
+    from kdcache.loader.views import View
     from kdcache.models import InputSpec
+    from kdcache.views import ViewsSpec
 
 __all__ = ["Data", "open_data"]
 
@@ -38,6 +40,7 @@ class Data:
     facts: dict[str, Any]
     input: Array
     outputs: int
+    views: ViewsSpec | None
     ids: NDArray[np.int64]
     scored: NDArray[np.int32]
     positions: int | None
@@ -45,6 +48,21 @@ class Data:
     @property
     def rows(self) -> int:
         return len(self.ids)
+
+    def seen(self, view: View) -> tuple[dict[str, StoredField], dict[str, Any]]:
+        """The fields, and the facts, under the names that a batch has for them which shows this view."""
+        if view is None:
+            return self.fields, self.facts
+        from kdcache.loader.views import field_of_view
+
+        shown = view if isinstance(view, int) else 1
+        called = {name: field_of_view(name, shown) for name in self.fields}
+        own = {name: new for name, new in called.items() if new not in (name, None)}
+        kept = [name for name, new in called.items() if new == name and name not in own.values()]
+        fields = {name: self.fields[name] for name in kept} | {str(new): self.fields[name] for name, new in own.items()}
+        known = self.facts["fidelity"]  # measured on view 1, which stands for the others
+        stated = {str(new): known.get(f"view01.{new}", known.get(name, {})) for name, new in own.items()}
+        return fields, {"fidelity": {**known, **stated}}
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -99,6 +117,7 @@ class Data:
 def open_data(stores: Sequence[Path]) -> Iterator[Data]:
     """Open aligned stores; their fields are named as the loader names them (`logits@2`: the second store's)."""
     from kdcache.loader.fields import named_fields
+    from kdcache.loader.views import views_spec
 
     if not stores:
         raise UsageError("a fit needs at least one store")
@@ -114,7 +133,8 @@ def open_data(stores: Sequence[Path]) -> Iterator[Data]:
             )
         arrays = {name: field.array for name, field in fields.items()}
         outputs = outputs_for(arrays, first.plan.classes)
-        outputs = outputs or ("logits" in fields and fields["logits"].array.shape[-1])
+        taught = next((fields[name] for name in ("logits", "view01.logits") if name in fields), None)
+        outputs = outputs or (taught is not None and taught.array.shape[-1])
         if not outputs:
             raise UsageError(f"{first.path}: the store does not say how many classes there are and has no logits")
         shape = fields["label"].array.shape if "label" in fields else ()
@@ -136,6 +156,7 @@ def open_data(stores: Sequence[Path]) -> Iterator[Data]:
             {"fidelity": {name: _measured(reader, field) for name, (reader, field) in named.items()}},
             fields["input"].array,
             int(outputs),
+            views_spec(readers),
             first.read_column("id"),
             scored,
             sequence_positions(arrays),

@@ -14,6 +14,7 @@ from kdcache.student.folder import FitResult, has_begun, only_one, read_result
 from kdcache.student.progress import Progress
 
 if TYPE_CHECKING:
+    from kdcache.loader.views import View
     from kdcache.models import InputSpec
 
 __all__ = ["fit"]
@@ -36,7 +37,7 @@ def fit(
     input_spec: InputSpec | None = None,
     inputs: Sequence[str] = ("input",),
     weights: Path | None = None,
-    view: str | int | None = None,
+    view: View = None,
     metrics: Sequence[str] = (),
     metric_options: Mapping[str, Any] | None = None,
     resume: bool = True,
@@ -59,6 +60,7 @@ def fit(
     # Imported here, so that the package's door can hold this function without waiting for torch.
     import torch
 
+    from kdcache.loader.views import check_replay, views_of
     from kdcache.student.begin import build_student
     from kdcache.student.checkpoint import newest_checkpoint
     from kdcache.student.data import open_data
@@ -113,11 +115,23 @@ def fit(
         if not resume and has_begun(out):
             raise CheckpointError(f"{out}: holds a fit already; go on with it (--resume), or choose another folder")
 
+        if data.views is not None and job.view is not None:
+            for shown in {view for epoch in range(data.views.count) for view in views_of(job.view, data.views, epoch)}:
+                check_replay(data.readers[0], shown)
         torch.manual_seed(seed)
         network = build_student(job)
         shapes = student_shapes(network, job.objective.taps, data.inputs(job.inputs))
         adapters = job.objective.adapters(shapes, data.ids)
-        fitted = Fitted(network, adapters, job.objective, job.spec, stack, job.inputs, data.positions is not None)
+        fitted = Fitted(
+            network,
+            adapters,
+            job.objective,
+            job.spec,
+            stack,
+            job.inputs,
+            data.positions is not None,
+            data.views if job.view is not None else None,
+        )
         wrapped = accelerator.prepare(fitted)
         loader, held = open_loaders(job, accelerator, stack)
         # Not prepared: Accelerate's wrapper looks for an optional library twice in every step, 0.1 ms.

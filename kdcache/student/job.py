@@ -11,6 +11,7 @@ from typing import Any
 from kdcache.config import ObjectiveConfig, TrainConfig
 from kdcache.errors import UsageError
 from kdcache.fingerprint import canonical
+from kdcache.loader.views import View, check_view
 from kdcache.metrics import check_options, find_metric
 from kdcache.models import InputSpec, weights_digest
 from kdcache.objectives import Objective, compose
@@ -18,7 +19,7 @@ from kdcache.student.data import Data
 from kdcache.student.metrics import Metrics
 from kdcache.student.rows import Rows, choose_rows, evaluation_interval, planned_steps, steps_per_epoch
 
-__all__ = ["Job", "check_augment", "check_fused", "check_together", "plan_job"]
+__all__ = ["Job", "check_augment", "check_fused", "check_together", "check_views", "chosen_view", "plan_job"]
 
 # What changes how a fit is run, but not what comes out of it.
 _NO_MATTER = {"seeds", "checkpoint_seconds", "memory_mib"}
@@ -43,7 +44,7 @@ class Job:
     identity: dict[str, Any]
     inputs: tuple[str, ...] = ("input",)
     metrics: tuple[str, ...] = ()
-    view: str | int | None = None
+    view: View = None
     weights: Path | None = None
     metric_options: dict[str, Any] = field(default_factory=dict)
 
@@ -93,6 +94,39 @@ def check_fused(objective: Objective) -> None:
             )
 
 
+def chosen_view(data: Data, view: View) -> View:
+    """The view that a fit sees: of a store with views another each epoch unless it asks for something else."""
+    found: View = "cycle" if view is None and data.views is not None else view
+    return check_view(found, data.views, data.place)
+
+
+def check_views(objective: Objective, data: Data, view: View, train: TrainConfig) -> None:
+    """UsageError where a fit on views would learn what is not so."""
+    if view is None or data.views is None:
+        return
+    if data.views.mixes and (named := [term.name for term in objective.terms if "label" in term.fields]):
+        raise UsageError(
+            f"objective {named[0]}: it reads one label a row, and these views are mixed of two images: leave it "
+            "out, or dump views without mixup and cutmix"
+        )
+    moved = data.views.config.crop or data.views.config.shift or data.views.config.flip
+    placed = {
+        name
+        for name, field in data.fields.items()
+        if name.startswith("boxes") or (name == "label" and field.array.shape)
+    }
+    if moved and (wrong := placed & set(objective.fields)):
+        raise UsageError(
+            f"{data.place}: these views move what is in the image, and the objective reads {min(wrong)}, which stays where "
+            "it was; dump views without crop, shift and flip, or leave that term out"
+        )
+    if view == "all" and train.accumulate > 1:
+        raise UsageError(
+            f'view = "all" shows every row of a batch in {data.views.count} views, and train.accumulate = '
+            f"{train.accumulate} would cut across them; set it to 1, or lower train.batch_size"
+        )
+
+
 def check_together(objective: Objective, train: TrainConfig) -> None:
     """UsageError where a loss that compares the rows of a batch would get too few, or part of them."""
     for term in objective.terms:
@@ -126,16 +160,19 @@ def plan_job(
     input_spec: InputSpec | None,
     inputs: tuple[str, ...] = ("input",),
     metrics: tuple[str, ...] = (),
-    view: str | int | None = None,
+    view: View = None,
     weights: Path | None = None,
     metric_options: Mapping[str, Any] | None = None,
 ) -> Job:
     """Decide a fit; the parameters are those of `fit`."""
-    composed = compose(objective, data.fields, data.outputs, data.facts)
+    view = chosen_view(data, view)
+    fields, facts = data.seen(view)
+    composed = compose(objective, fields, data.outputs, facts)
     if data.positions is not None:
         check_augment(train)
         check_fused(composed)
     check_together(composed, train)
+    check_views(composed, data, view, train)
     check_options({name: find_metric(name) for name in metrics}, metric_options or {})
     rows = choose_rows(data, train, composed.needs_labels_only if labels_only_rows is None else labels_only_rows)
     count = int(rows.train.sum())

@@ -116,6 +116,7 @@ def open_loaders(job: Job, accelerator: Any, stack: ExitStack) -> tuple[Streamin
                 fields=fields,
                 rows=job.rows.train,
                 remainder=remainder(job.trained_rows, train.batch_size),
+                view=job.view,
                 memory_budget=budget,
                 **place,
             )
@@ -133,6 +134,7 @@ def open_loaders(job: Job, accelerator: Any, stack: ExitStack) -> tuple[Streamin
                 train.batch_size,
                 shuffle=False,
                 fields=tuple(dict.fromkeys(fields + label)),
+                view=None if job.view is None else 1,  # the same rows at every look
                 rows=job.rows.held,
                 memory_budget=budget_held,
                 **place,

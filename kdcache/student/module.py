@@ -18,6 +18,7 @@ from kdcache.objectives import Objective
 from kdcache.student.language import scored_positions
 from kdcache.student.shares import cuts
 from kdcache.taps import tap_outputs
+from kdcache.views import ViewsSpec, replay_batch
 from kdcache.zoo.sequence import is_language_model
 
 __all__ = ["Batch", "Fitted", "network_outputs", "split_batch", "student_shapes"]
@@ -29,7 +30,7 @@ class Fitted(nn.Module):
     """Everything that is trained. `DistributedDataParallel` wants every parameter inside one forward, so it is here.
 
     `inputs`: the batch's entries that the network is given. `sequences`: rows are tokens, and the network is a language
-    model (`check_language_model`).
+    model (`check_language_model`). `views`: the batches show one, which is made here of the image and its parameters.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Fitted(nn.Module):
         hooks: ExitStack,
         inputs: tuple[str, ...] = ("input",),
         sequences: bool = False,
+        views: ViewsSpec | None = None,
     ) -> None:
         super().__init__()
         self.model, self.adapters = model, adapters
         self._objective, self._spec, self._inputs, self._sequences = objective, spec, inputs, sequences
+        self._views = views
         self._tapped = hooks.enter_context(tap_outputs(model, objective.taps))
 
     def forward(
@@ -57,6 +60,8 @@ class Fitted(nn.Module):
         objective = self._objective if factors is None else _weighted(self._objective, factors)
         if self._sequences:
             return *self._over_positions(batch, objective), None
+        if self._views is not None:
+            batch = {**batch, "input": replay_batch(batch, self._views)}
         outputs = self._run(lambda: network_outputs(self.model, self._spec, self._inputs, batch), len(batch["id"]))
         # Losses and adapters in fp32 whatever the network ran in: KL of fp16 log-probabilities has few right digits.
         with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
@@ -115,7 +120,8 @@ def student_shapes(model: nn.Module, taps: Mapping[str, str], samples: Sequence[
     with torch.no_grad(), torch.random.fork_rng(devices=[]), tap_outputs(model, taps) as tapped:
         first, *others = samples
         blank = [torch.zeros(2, *array.shape, dtype=getattr(torch, array.dtype)) for array in others]
-        found = model(torch.zeros(2, *first.shape), *blank)
+        kind = torch.long if is_language_model(model) else torch.float32
+        found = model(torch.zeros(2, *first.shape, dtype=kind), *blank)
         outputs = {"logits": found} if isinstance(found, Tensor) else dict(found)
         shapes = {name: tuple(value.shape[1:]) for name, value in {**outputs, **tapped}.items()}
     model.train(training)

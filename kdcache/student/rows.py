@@ -66,7 +66,8 @@ def choose_rows(data: Data, train: TrainConfig, labels_only: bool) -> Rows:
 def rows_used(stores: Sequence[Path], objective: Sequence[ObjectiveConfig], train: TrainConfig) -> int:
     """How many rows of the stores a fit with this objective trains on, the held-out part not counted."""
     with open_data(stores) as data:
-        labels_only = compose(objective, data.fields, data.outputs, data.facts).needs_labels_only
+        seen, facts = data.seen("cycle" if data.views else None)
+        labels_only = compose(objective, {**data.fields, **seen}, data.outputs, facts).needs_labels_only
         return int(choose_rows(data, train, labels_only).train.sum())
 
 

@@ -25,7 +25,7 @@ from kdcache.teacher.drift import check_drift
 from kdcache.teacher.frozen import FrozenTeacher, load_teacher
 from kdcache.teacher.planning import fit_tables, input_spec_of, inputs_plan, tables_on, teacher_plan
 from kdcache.teacher.unit import Columns, UnitBuffers, fill_unit
-from kdcache.teacher.viewed import pilot_source
+from kdcache.teacher.viewed import looks_of, pilot_source
 
 __all__ = ["DumpResult", "Estimate", "Progress", "dump", "estimate"]
 
@@ -130,7 +130,7 @@ def estimate(recipe: Recipe, *, weights: Path | None = None, like: Path | None =
             start = time.perf_counter()  # the first batch pays for warming up
         else:
             counted += len(some)
-    rate = counted / max(time.perf_counter() - start, 1e-9)
+    rate = counted / max(time.perf_counter() - start, 1e-9) / looks_of(plan)
     return Estimate(plan, {f.name: f.width for f in plan.fields}, rate)
 
 

@@ -82,7 +82,7 @@ def load_teacher(
     elif config.input:
         spec = InputSpec(config.input.mean, config.input.std)
     teacher = FrozenTeacher(model, spec, config, classes if chosen is not None and classes else outputs, chosen)
-    if tokens and config.vocabulary is None:
+    if is_tokens(array) and config.vocabulary is None:
         teacher.tokenizer = info.extra.get("tokenizer") if info else tokenizer_of(config.model)
     return teacher
 

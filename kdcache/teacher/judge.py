@@ -20,7 +20,7 @@ from kdcache.teacher.batch import run_batch, token_chunks
 from kdcache.teacher.frozen import FrozenTeacher, load_teacher
 from kdcache.teacher.planning import input_spec_of
 
-__all__ = ["judge"]
+__all__ = ["judge", "network_of"]
 
 
 def judge(
@@ -42,10 +42,11 @@ def judge(
         teacher = load_teacher(config, arrays, reader.plan.classes, spec, weights)
         if teacher.head is not None:
             return _judge_tokens(teacher, eval_store)
-        single = len(reader.fields["logits"].array.shape) == 1 and "target" not in arrays
+        plain = "logits" if "logits" in arrays else "view01.logits"
+        single = len(arrays[plain].shape) == 1 and "target" not in arrays
         confidence = []
-        for batch in StreamingLoader(reader, 1024, shuffle=False, fields=["logits"]) if single else ():
-            confidence.append(_top(flat(batch["logits"])))
+        for batch in StreamingLoader(reader, 1024, shuffle=False, fields=[plain]) if single else ():
+            confidence.append(_top(flat(batch[plain])))
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in teacher.model.parameters())}
     if single:
         facts["confidence"] = [round(value, 5) for value in torch.cat(confidence).tolist()]
@@ -59,7 +60,7 @@ def judge(
             fields = fields_read(metrics, config.inputs)
             loader = StreamingLoader(reader, config.batch_size, shuffle=False, fields=fields)
             names = reader.plan.class_names
-            facts |= measured(metrics, options or {}, _network(teacher), loader, class_names=names)
+            facts |= measured(metrics, options or {}, network_of(teacher), loader, class_names=names)
         if not single or "label" not in reader.fields:
             return facts
         return facts | _classified(teacher, reader, plain=not metrics)
@@ -83,7 +84,7 @@ def _classified(teacher: FrozenTeacher, reader: StoreReader, plain: bool) -> dic
     return {**found, "accuracy": right / labelled if labelled else None} if plain else found
 
 
-def _network(teacher: FrozenTeacher) -> Network:
+def network_of(teacher: FrozenTeacher) -> Network:
     """Rows of the store -> what the teacher's network says of them, differentiable."""
 
     def network(rows: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcache.sources import Source
 from kdcache.teacher.batch import run_ids
 from kdcache.teacher.frozen import FrozenTeacher
-from kdcache.teacher.positions import PILOT_SEQUENCES, pilot_logits
+from kdcache.teacher.positions import PILOT_SEQUENCES, pilot_logits, pilot_positions
 
 __all__ = ["PILOT_ROWS", "pilot"]
 
@@ -32,7 +32,8 @@ def pilot(
     """float32 [n, *shape] of each field on the host, and the keys int64 [n] of the logits' rows.
 
     `ids` are those of the plan, in its order. Of a language model the logits are [n, V], a few positions of each of the
-    first sequences. At most `rows` rows of a field, fewer where they are so wide that memory would be at stake.
+    first sequences; of any other teacher with logits at each position a few of each sample. At most `rows` rows of a
+    field, fewer where they are so wide that memory would be at stake.
     `progress(done, total)` counts samples.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in fields}
@@ -48,6 +49,10 @@ def pilot(
             most = min(rows, max(_MOST_VALUES // teacher.outputs, 64))
             hidden = outputs.pop("hidden")
             outputs["logits"], places = pilot_logits(teacher, source, batch, hidden, -(-most // len(ids)))
+        elif "logits" in found and outputs["logits"].ndim == 3:
+            dense = outputs["logits"]
+            chosen, places = pilot_positions(source, batch, dense.shape[1], -(-rows // len(ids)))
+            outputs["logits"] = dense.flatten(0, 1)[chosen.to(dense.device)]
         for name, parts in found.items():
             values = outputs[name]
             if start == 0:

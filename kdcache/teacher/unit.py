@@ -20,6 +20,7 @@ from kdcache.store import Plan, StoredField
 from kdcache.teacher.batch import run_batch, token_chunks
 from kdcache.teacher.fidelity import UnitFidelity
 from kdcache.teacher.frozen import FrozenTeacher
+from kdcache.teacher.positions import position_keys
 from kdcache.teacher.reductions import reduced
 from kdcache.teacher.viewed import UnitViews, spec_of
 from kdcache.views import ViewsSpec
@@ -153,14 +154,16 @@ def _segment(columns: Columns, first: int, last: int) -> Tensor | None:
 def _pieces(
     field: StoredField, view: int, outputs: dict[str, Tensor], teacher: FrozenTeacher, ids: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """(first, last, values, keys) of what a batch gives a field: all its rows at once, by sample id, or the logits of
-    a language model chunk by chunk of its positions, by id * P + position."""
+    """(first, last, values, keys) of what a batch gives a field: all its rows at once, by sample id. Logits at each of
+    P positions are rows of their own, by id * P + position, those of a language model chunk by chunk."""
     numbers = torch.from_numpy(ids)
     prefix = view_name(view, "") if view else ""
     name = field.name.removeprefix(prefix)
     if field.name == prefix + name and name in outputs:
-        values = outputs[name]
-        yield 0, len(values), values, numbers.to(values.device)
+        values, keys = outputs[name], numbers
+        if name == "logits" and values.ndim == 3:
+            keys, values = position_keys(numbers, values.shape[1]), values.flatten(0, 1)
+        yield 0, len(values), values, keys.to(values.device)
     elif field.name == "logits" and "hidden" in outputs:
         hidden = outputs["hidden"]
         targets = field.array.shape[0]
@@ -169,7 +172,7 @@ def _pieces(
                 f"teacher {teacher.config.model}: gives {hidden.shape[1]} targets a row, the store holds exactly "
                 f"{targets}, one for each label"
             )
-        keys = (numbers[:, None] * targets + torch.arange(targets)).flatten().to(hidden.device)
+        keys = position_keys(numbers, targets).to(hidden.device)
         for first, last, values in token_chunks(teacher, hidden, ids):
             yield first, last, values, keys[first:last]
 

@@ -22,14 +22,14 @@ from kdcache.teacher.frozen import FrozenTeacher
 from kdcache.views import ViewsSpec, draw, replay
 from kdcache.views.spec import view_name
 
-__all__ = ["UnitViews", "base_name", "pilot_source", "spec_of", "view_fields", "views_of"]
+__all__ = ["UnitViews", "base_name", "looks_of", "pilot_source", "spec_of", "view_fields", "views_of"]
 
 Columns = dict[str, NDArray[Any]]
 
 
 def views_of(recipe: Recipe, source: Source) -> ViewsSpec | None:
     """The recipe's views of the source's inputs; UsageError where these are no images."""
-    config = getattr(recipe, "views", None)
+    config = recipe.views
     if config is None:
         return None
     if recipe.teacher and recipe.teacher.inputs[0] != "input":
@@ -57,6 +57,16 @@ def view_fields(plain: Sequence[StoredField], given: Sequence[StoredField], spec
     if len(fields) > MOST_FIELDS:
         raise UsageError(f"views: {spec.count} views make {len(fields)} fields, a store has {MOST_FIELDS}; lower count")
     return tuple(fields)
+
+
+def looks_of(plan: Plan) -> int:
+    """How many times the teacher's work on one image a dump does: once for each view, and where it is attacked about
+    three times as much for each step, there and back."""
+    spec = spec_of(plan)
+    if spec is None:
+        return 1
+    steps = spec.config.attack.steps if spec.config.attack else 0
+    return spec.config.plain + spec.count * (1 + 3 * steps)
 
 
 def base_name(plan: Plan, name: str) -> str:

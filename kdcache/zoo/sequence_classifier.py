@@ -16,8 +16,9 @@ from kdcache.errors import UsageError
 from kdcache.near_misses import near_misses
 from kdcache.zoo.hugging_face import check_fields, library, quiet
 
-__all__ = ["HuggingFaceClassifier", "from_hf_classifier"]
+__all__ = ["HuggingFaceClassifier", "check_vocabulary", "from_hf_classifier"]
 
+_PADS = ("[PAD]", "<pad>")
 _LENGTHS = ("max_position_embeddings", "n_positions")
 _NEEDED = 'args.vocab_size, how many tokens the source\'s tokenizer has, is needed with task = "classify"'
 
@@ -39,6 +40,29 @@ class HuggingFaceClassifier(nn.Module):
         seen[:, 0] = 1  # a row of padding alone has no softmax
         logits: Tensor = self.network(input_ids=tokens, attention_mask=seen).logits
         return logits
+
+
+def check_vocabulary(model: nn.Module, reference: str, tokenizer: Mapping[str, Any] | None) -> None:
+    """UsageError unless a classifier of token rows has as many tokens as the tokenizer, and masks the same padding.
+
+    `tokenizer` is what a plan keeps of it (None: not known). More tokens than the tokenizer's are never read. Any other
+    network is left alone.
+    """
+    if tokenizer is None or not isinstance(model, HuggingFaceClassifier):
+        return
+    size, own = tokenizer["size"], model.network.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if own < size:
+        raise UsageError(
+            f"model {reference}: args.vocab_size = {own}, and the source's tokenizer has {size} tokens; give "
+            f"vocab_size = {size}, or another [source] vocabulary"
+        )
+    special = tokenizer["special_tokens"]
+    pad = next((special[name] for name in _PADS if name in special), model.pad)
+    if model.pad is not None and model.pad != pad:
+        raise UsageError(
+            f"model {reference}: args.pad = {model.pad}, and the source's tokenizer fills rows up with token {pad}; "
+            f"give pad = {pad}"
+        )
 
 
 def from_hf_classifier(name: str, args: Mapping[str, Any], length: int, outputs: int) -> HuggingFaceClassifier:

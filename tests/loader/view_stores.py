@@ -78,8 +78,14 @@ def plan_of(config: ViewsConfig, container: str = "parquet") -> Plan:
     )
 
 
-def write_store(path: Path, config: ViewsConfig = MIXED, container: str = "parquet", forged: dict[str, Any] | None = None,
-                pixels: dict[str, list[list[str]]] | None = None, plan: Plan | None = None) -> StoreReader:  # fmt: skip
+def write_store(
+    path: Path,
+    config: ViewsConfig = MIXED,
+    container: str = "parquet",
+    forged: dict[str, Any] | None = None,
+    pixels: dict[str, list[list[str]]] | None = None,
+    plan: Plan | None = None,
+) -> StoreReader:
     """The store; `forged` columns stand in place of the true ones, `pixels` in place of the true digests."""
     plan = plan or plan_of(config, container)
     columns: dict[str, Any] = {"id": ids(), "input": images().numpy(), "label": np.arange(ROWS) % CLASSES}
