@@ -91,6 +91,8 @@ def verify(store: Path, deep: bool, as_json: bool) -> None:
 
     with Bars() as bars:
         facts = check(store, deep, lambda done, total: bars.tell("verify", done, total, "bytes"))
+        if deep:
+            facts["replayed_blocks"] = _replayed(store, bars)
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -100,6 +102,18 @@ def verify(store: Path, deep: bool, as_json: bool) -> None:
     )
     for name in facts["strange_files"]:
         click.echo(f"  not part of the store, not opened: {safe(name)}")
+
+
+def _replayed(store: Path, bars: Bars) -> int:
+    """How many blocks of views were replayed and found to be what the teacher saw."""
+    from kdcache.store import open_store
+
+    with open_store(store) as reader:
+        if reader.plan.views is None:
+            return 0
+        from kdcache.loader.views import verify_views  # torch is loaded for stores with views alone
+
+        return verify_views(reader, lambda done, total: bars.tell("replay", done, total, "blocks"))
 
 
 @click.command()

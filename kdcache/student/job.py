@@ -117,8 +117,8 @@ def check_views(objective: Objective, data: Data, view: View, train: TrainConfig
     }
     if moved and (wrong := placed & set(objective.fields)):
         raise UsageError(
-            f"{data.place}: these views move what is in the image, and the objective reads {min(wrong)}, which stays where "
-            "it was; dump views without crop, shift and flip, or leave that term out"
+            f"{data.place}: these views move what is in the image, and the objective reads {min(wrong)}, which stays "
+            "where it was; dump views without crop, shift and flip, or leave that term out"
         )
     if view == "all" and train.accumulate > 1:
         raise UsageError(

@@ -60,7 +60,9 @@ def test_attention_is_all_that_collapsed_maps_teach(data_root: Path) -> None:
 
 def test_a_token_that_the_network_lacks_is_not_distilled(data_root: Path) -> None:
     given = recipe(data_root, "deit-token", "student.args.distillation_token=false")
-    with pytest.raises(UsageError, match=r"student token-hard: no 'class' in the outputs of zoo:vit, only \['logits'\]"):
+    with pytest.raises(
+        UsageError, match=r"student token-hard: no 'class' in the outputs of zoo:vit, only \['logits'\]"
+    ):
         check_recipe(lambda *_: None, given, resolve_students(given))
 
 
