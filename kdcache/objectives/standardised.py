@@ -23,9 +23,9 @@ def logit_standardised_kd(student: Tensor, targets: Targets, *, temperature: flo
     CIFAR-100. It is `kd` on the standardised logits, and the factor is T^2, not that of each row's own temperature
     T std z. The scale and the shift of either side's rows do not matter.
 
-    The authors' code divides the deviation by C - 1 and adds 1e-7 to it, which is this at T sqrt((C - 1) / C). A row
-    that is constant but for rounding becomes zeros and passes no gradient, instead of one of the order of 1e7. Needs
-    the mean and deviation of all classes: `SparseLogits` and `SampledLogits` are refused.
+    The authors' code divides the deviation by C - 1 and adds 1e-7 to it, which is this at T sqrt(C / (C - 1)), times
+    (C - 1) / C. A row that is constant but for rounding becomes zeros and passes no gradient, instead of one of the
+    order of 1e7. Needs the mean and deviation of all classes: `SparseLogits` and `SampledLogits` are refused.
     """
     teacher = whole("logit_standardised_kd", "it needs the deviation of all of a row's logits", student, targets)
     return kd(_standardised(wide(student)), _standardised(teacher), temperature=temperature)

@@ -88,7 +88,7 @@ class TestRefused:
     def test_sparse_and_drawn(self) -> None:
         with pytest.raises(UsageError, match=r'dist: .* keep 1 of 3 classes .* take kd, or dump .* codec = "dense"'):
             dist(STUDENT, sparse(TEACHER.numpy(), 1))
-        with pytest.raises(UsageError, match="dist: .* random draws"):
+        with pytest.raises(UsageError, match=r"dist: .* random draws"):
             dist(STUDENT, drawn(TEACHER.numpy(), 1.0, 5, np.random.default_rng(0))[0])
 
     @pytest.mark.parametrize("option", [{"beta": -1.0}, {"gamma": math.inf}, {"beta": math.nan}])

@@ -10,29 +10,30 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcache.codecs import SampledLogits, flat
+from kdcache.codecs import CODECS, SampledLogits, flat
 from kdcache.codecs.fidelity import row_errors
 from kdcache.config import Recipe
 from kdcache.loader import StreamingLoader
-from kdcache.models import InputSpec, build_model
+from kdcache.models import InputSpec, WeightsInfo, build_model, load_model, save_weights
 from kdcache.sources import open_source
 from kdcache.store import describe, open_store, read_plan
 from kdcache.teacher import dump
 from kdcache.teacher.frozen import FrozenTeacher
-from kdcache.teacher.positions import pilot_positions
+from kdcache.teacher.positions import pilot_positions, position_keys
 
-IMAGES, SIDE, NAMES = 10, 16, "abcdefg"
+IMAGES, SIDE, NAMES = 8, 16, "abcdefg"
 TEACHER = {"model": "zoo:segmenter", "args": {"widths": [4, 8], "stride": 2}}
+SPEC = InputSpec((128.0,) * 3, (64.0,) * 3)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten noisy images with a box each, of seven classes."""
+    """Ten noisy images with a box each, of seven classes; two are for testing."""
     root = tmp_path_factory.mktemp("boxes")
     (root / "Annotations").mkdir()
     (root / "JPEGImages").mkdir()
     noise = np.random.default_rng(0)
-    for number in range(IMAGES):
+    for number in range(IMAGES + 2):
         pixels = noise.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
         Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.png")
         box = "<xmin>3</xmin><ymin>3</ymin><xmax>12</xmax><ymax>12</ymax>"
@@ -44,8 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from kdcache.models import WeightsInfo, save_weights
-
     source = open_source(recipe(folder).source)
     torch.manual_seed(0)
     network = build_model(TEACHER["model"], TEACHER["args"], input=source.arrays["input"], outputs=8)
@@ -69,18 +68,18 @@ def recipe(folder: Path, batch: int = 4, **field: Any) -> Recipe:
     )  # fmt: skip
 
 
-CODECS = [
+FIELDS = [
     {"codec": "dense", "dtype": "float32"},
     {"codec": "quant", "bits": 8},
     {"codec": "quant", "bits": 4},
     {"codec": "topk", "k": 4},
     {"codec": "lowrank", "bytes": 6},
     {"codec": "sampled", "draws": 256},
-    {"codec": "threshold", "k": 6},
+    {"codec": "threshold", "k": 4},
 ]
 
 
-@pytest.mark.parametrize("field", CODECS, ids=lambda field: "-".join(map(str, field.values())))
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: "-".join(map(str, field.values())))
 def test_every_codec_keeps_every_position(folder: Path, weights: Path, tmp_path: Path, field: dict[str, Any]) -> None:
     given = recipe(folder, **field)
     dump(given, tmp_path / "store", weights=weights)
@@ -88,12 +87,7 @@ def test_every_codec_keeps_every_position(folder: Path, weights: Path, tmp_path:
     assert plan is not None
     assert next(one for one in plan.fields if one.name == "logits").array.shape == (64, 8)
     source = open_source(given.source)
-    teacher = FrozenTeacher(
-        _loaded(weights),
-        InputSpec((128.0,) * 3, (64.0,) * 3),
-        given.teacher,
-        8,  # type: ignore[arg-type]
-    )
+    teacher = FrozenTeacher(load_model(weights)[0], SPEC, given.teacher, 8)  # type: ignore[arg-type]
     rows = 0
     for batch in StreamingLoader(tmp_path / "store", 5, shuffle=False, fields=["logits"]):
         ids = batch["id"].numpy()  # type: ignore[union-attr]
@@ -112,19 +106,25 @@ def test_every_codec_keeps_every_position(folder: Path, weights: Path, tmp_path:
     assert fidelity["rows"] == 4 * 64, "the whole first unit, a position a row"
 
 
-@pytest.mark.parametrize("field", CODECS[-2:], ids=lambda field: field["codec"])
-def test_draws_differ_by_position_and_not_by_batch(
+@pytest.mark.parametrize("field", FIELDS[-2:], ids=lambda field: field["codec"])
+def test_draws_are_of_a_position_whatever_the_batch(
     folder: Path, weights: Path, tmp_path: Path, field: dict[str, Any]
 ) -> None:
-    digests = set()
+    teacher = FrozenTeacher(load_model(weights)[0], SPEC, recipe(folder).teacher, 8)  # type: ignore[arg-type]
     for batch in (1, 4):
-        dump(recipe(folder, batch, **field), tmp_path / f"{batch}", weights=weights)
+        given = recipe(folder, batch, **field)
+        dump(given, tmp_path / f"{batch}", weights=weights)
         with open_store(tmp_path / f"{batch}") as reader:
-            name = next(name for name in reader.columns if name.startswith("logits"))
-            column = reader.read_column(name)
-            digests.add(column.tobytes())
-            assert len(np.unique(column[0], axis=0)) > 8, "each position has draws of its own"
-    assert len(digests) == 1
+            stored = reader.fields["logits"]
+            ids = reader.read_column("id")
+            images = open_source(given.source).read(ids)["input"]
+            said = torch.cat([teacher(torch.from_numpy(one[None]))["logits"][0] for one in images])
+            keys = position_keys(torch.from_numpy(ids), 64)
+            expected = CODECS[stored.codec].encode(said, stored.configuration, {}, keys)
+            for suffix, values in expected.items():
+                found = reader.read_column(stored.column(suffix))
+                same = np.isclose(found.reshape(values.shape), values.numpy()).mean()
+                assert same > 0.99, "rounding in another batch may move a draw or two"
 
 
 def test_a_budget_is_measured_a_position_a_row(folder: Path, weights: Path, tmp_path: Path) -> None:
@@ -133,7 +133,8 @@ def test_a_budget_is_measured_a_position_a_row(folder: Path, weights: Path, tmp_
     with open_store(tmp_path / "store") as reader:
         assert reader.fields["logits"].array.shape == (64, 8)
         assert reader.fields["logits"].width <= 8 * 64
-    assert result.budget["logits"]["measured"]["rows"] > 4 * IMAGES
+    measured = result.budget["logits"]["measured"]
+    assert measured["rows_fitted"] + measured["rows_held_out"] == 64 * IMAGES
 
 
 def test_a_pilot_takes_scored_positions(folder: Path) -> None:
@@ -145,9 +146,3 @@ def test_a_pilot_takes_scored_positions(folder: Path) -> None:
     assert (keys % 64).tolist() == (places % 64).tolist()
     again, _ = pilot_positions(source, ids[1:], 64, 5)
     assert (again + 64).tolist() == places[5:].tolist(), "which ones depends on nothing but the sample"
-
-
-def _loaded(weights: Path) -> Any:
-    from kdcache.models import load_model
-
-    return load_model(weights)[0].eval()
