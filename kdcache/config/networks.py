@@ -43,6 +43,14 @@ class ObjectiveConfig(Table):
     output: Names | None = Field(None, description="which of the student's outputs it judges; default `logits`")
     tap: Names | None = Field(None, description="for losses on features: the student's module path, or several")
 
+    @model_validator(mode="after")
+    def _warm(self) -> ObjectiveConfig:
+        # Losses check their options where they are composed; this one many have, and a dump composes none.
+        temperature = self.options.get("temperature", 1.0)
+        if isinstance(temperature, int | float) and not temperature > 0:
+            raise ValueError(f"temperature = {temperature}: it must be above 0")
+        return self
+
     @property
     def options(self) -> dict[str, Any]:
         """What is the loss's own."""

@@ -57,7 +57,7 @@ class Objective:
     def __call__(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Targets], adapters: nn.ModuleDict
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to go backward from, float32, and every term's own value: detached, not yet weighted.
+        """The loss to go backward from, float32, and every term's own value: detached, not weighted but by its share.
 
         outputs: the student's, "logits" [B, C] among them, and one tensor for each of `taps`. batch: one entry for each
         of `fields`. An opponent's loss has its gradient in the sum, but not its value.
@@ -104,6 +104,7 @@ class Objective:
                 value = term.function(logits, *chosen)
                 if term.labelled:  # a mean over the labelled rows is none of means over chunks of all rows
                     value = value * (_labelled(chosen[-1]) / counts[term.name] / share)
+                value = term.shared(value)
                 values[term.name] = values.get(term.name, 0) + value.detach() * share
                 total = total + term.weight * value
             return total
@@ -138,10 +139,12 @@ class Objective:
             module = item(dict(adapters.items()), term.adapter, "adapters", "make them with objective.adapters")
         value = term(student, entries, module)
         if isinstance(value, Contest):
-            values[term.name] = value.student.detach()
-            values[_OPPONENT.format(term.name)] = value.opponent.detach()
+            ours, opponent = term.shared(value.student), term.shared(value.opponent)
+            values[term.name] = ours.detach()
+            values[_OPPONENT.format(term.name)] = opponent.detach()
             # Its gradient trains the opponent; its value is none of what the student is to make small.
-            return term.weight * value.student + (value.opponent - value.opponent.detach())
+            return term.weight * ours + (opponent - opponent.detach())
+        value = term.shared(value)
         values[term.name] = value.detach()
         return term.weight * value
 

@@ -34,6 +34,7 @@ class Term:
     fields: tuple[str, ...]  # the batch's entries that it reads, in the order of the function's arguments
     shapes: tuple[Shape, ...]  # of the stored targets among them, per sample
     options: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0  # what a part of the global batch weighs in its mean: of the loss, and of an opponent's too
 
     @property
     def adapter(self) -> str:
@@ -69,6 +70,10 @@ class Term:
     def entries(self, batch: Mapping[str, Targets], asked: Sequence[str]) -> list[Any]:
         """What it reads of a batch, in order."""
         return [item(batch, name, "batch", f"ask the loader for the fields {list(asked)}") for name in self.fields]
+
+    def shared(self, value: Tensor) -> Tensor:
+        """A part's mean as its share of the global batch's."""
+        return value if self.share == 1.0 else value * self.share
 
     def __call__(self, student: Sequence[Tensor], entries: Sequence[Any], module: nn.Module | None) -> Tensor | Contest:
         """Its value for these tensors, in the order of `outputs` and `fields`."""

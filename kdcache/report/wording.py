@@ -117,6 +117,8 @@ def _worded(value: object) -> str:
     number = _number(value)
     if number is not None:
         return f"{number:g}"
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return visible(" and ".join(value))
     return visible(value if isinstance(value, str) else json.dumps(value, default=str))
 
 

@@ -180,7 +180,7 @@ def _backward(
             loss, values, _ = wrapped(part, weights)
             (loss if accelerator.scaler is None else accelerator.scaler.scale(loss)).backward()
         losses.append(loss.detach())
-        terms.append({name: value * weight for (name, value), weight in zip(values.items(), weights, strict=True)})
+        terms.append(values)
     return torch.stack(losses).sum(), {name: torch.stack([part[name] for part in terms]).sum() for name in terms[0]}
 
 

@@ -55,9 +55,9 @@ class Fitted(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor] | None]:
         """The loss to go backward from, every term's detached value, the network's outputs (None of sequences).
 
-        `factors`: one for each term, by which its part of the loss is multiplied.
+        `factors`: one for each term, by which its part of the loss and its values are multiplied.
         """
-        objective = self._objective if factors is None else _weighted(self._objective, factors)
+        objective = self._objective if factors is None else _shared(self._objective, factors)
         if self._sequences:
             return *self._over_positions(batch, objective), None
         if self._views is not None:
@@ -96,9 +96,9 @@ class Fitted(nn.Module):
             ) from error
 
 
-def _weighted(objective: Objective, factors: tuple[float, ...]) -> Objective:
+def _shared(objective: Objective, factors: tuple[float, ...]) -> Objective:
     terms = zip(objective.terms, factors, strict=True)
-    return replace(objective, terms=tuple(replace(term, weight=term.weight * factor) for term, factor in terms))
+    return replace(objective, terms=tuple(replace(term, share=factor) for term, factor in terms))
 
 
 def network_outputs(model: nn.Module, spec: InputSpec, inputs: Sequence[str], batch: Batch) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """How far every loss is from its float64 reference: the largest relative deviation of value and gradient.
 
-    .venv/bin/python tests/benchmarks/deviations.py [--draws 20] [--rows 2 8 32] [--only kd ...] [--markdown]
+    .venv/bin/python tests/benchmarks/deviations.py [--draws 10] [--rows 3 8 16] [--only kd ...] [--markdown]
 
 The cases are those of the conformance class, tests/objectives/cases_*.py. A draw is one batch of a seed and a number of
 rows (those below what a loss takes are left out). The function has the drawn float32 numbers, the reference the same
@@ -21,8 +21,8 @@ from objective_deviation import compared, every_case
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--draws", type=int, default=20, help="seeds for each number of rows")
-    parser.add_argument("--rows", type=int, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--draws", type=int, default=10, help="seeds for each number of rows")
+    parser.add_argument("--rows", type=int, nargs="+", default=[3, 8, 16])
     parser.add_argument("--only", nargs="*", default=[""], help="cases whose name contains one of these")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()

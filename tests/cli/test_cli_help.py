@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from command import EXECUTABLE, Done, call, one_error_line
 
 COMMANDS = [[], ["convert"], ["data"], ["data", "list"], ["data", "get"], ["demo"], ["dump"], ["eval"], ["fidelity"],
-            ["info"], ["recipes"], ["run"], ["train"], ["verify"]]  # fmt: skip
+            ["info"], ["metrics"], ["objectives"], ["recipes"], ["run"], ["train"], ["verify"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words) or "kdcache")

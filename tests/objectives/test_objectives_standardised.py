@@ -39,7 +39,7 @@ class TestLogitStandardisedKd:
         torch.testing.assert_close((student.grad * STUDENT).sum(1), torch.zeros(5), atol=1e-6, rtol=0)
 
     def test_with_the_deviation_of_the_authors_code(self) -> None:
-        """torch's deviation divides by C - 1 and is larger for it; the temperature makes up for that, and so does T^2."""
+        """torch's deviation divides by C - 1 and is larger for it; the temperature makes up for that, and T^2 too."""
         ours, theirs = ((z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True) for z in (STUDENT, TEACHER))
         there = kd(ours, theirs, temperature=3.0).item()
         ratio = math.sqrt(9 / 8)

@@ -72,7 +72,7 @@ def test_a_fit_leaves_its_weights_metrics_and_result(digits_store: Path, digits_
     facts = evaluate_run(tmp_path, digits_eval)
     assert (facts["accuracy"], facts["loss"], facts["labelled"]) == (result.eval["accuracy"], result.eval["loss"], 397)
     with open_store(digits_eval) as other:
-        found = predict(model, (other,), info.input_spec, torch.device("cpu"))
+        found = predict(model, (other,), info, torch.device("cpu"))
         assert (found == other.read_column("label")).mean() == result.eval["accuracy"]
 
 
@@ -241,7 +241,7 @@ def test_a_run_is_evaluated_only_on_what_it_fits(digits_store: Path, plain_store
     with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
         evaluate_run(tmp_path, digits_store)
     small(digits_store, tmp_path / "run", steps=1)
-    with pytest.raises(UsageError, match=r"was fitted on inputs uint8\[8, 8\], and those of .* are float32\[61\]"):
+    with pytest.raises(UsageError, match=r"was fitted on input uint8\[8, 8\], and that of .* is float32\[61\]"):
         evaluate_run(tmp_path / "run", plain_store)
     inputs, labels = digits()
     two = write_store(tmp_path / "two", inputs[:64], labels[:64] % 2, classes=2)
