@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from kdcache.codecs import SampledLogits, SparseLogits, Targets
+from kdcache.errors import UsageError
 from kdcache.objectives.buckets import NOTHING, softened, student_buckets, valid_slots
 from kdcache.objectives.matching import check_label, check_rows, check_temperature
 from kdcache.objectives.sampled import not_sampled
@@ -32,6 +35,9 @@ def dkd(
     teacher's average there (tail mass / classes in the tail) and leaves the rest of the tail its class; the student's
     share is exact. `SampledLogits` are refused: NCKD divides by 1 - p_t.
     """
+    for key, value in (("alpha", alpha), ("beta", beta)):
+        if not 0 <= value < math.inf:
+            raise UsageError(f"dkd: {key} = {value} is a weight: it must be a finite number, 0 or above")
     if isinstance(targets, SampledLogits):
         raise not_sampled("dkd", "it divides by one minus the label's probability")
     label = check_label("dkd", student, label)

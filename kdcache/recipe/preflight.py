@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdcache.arrays import named_arrays, outputs_for, sequence_positions
-from kdcache.config import Recipe
+from kdcache.arrays import Array, named_arrays, outputs_for, sequence_positions
+from kdcache.config import ObjectiveConfig, Recipe, TrainConfig
 from kdcache.errors import UsageError
 from kdcache.recipe.watch import Report
 from kdcache.recipe_students import HARD_LABELS, Student, store_recipes
 from kdcache.store import StoredField, plain_field
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from kdcache.sources import Source
     from kdcache.teacher.frozen import FrozenTeacher
+    from kdcache.views import ViewsSpec
 
 __all__ = ["check_recipe"]
 
@@ -27,7 +30,6 @@ def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]
     {"positions": how many targets a row has that is a sequence of tokens, else None; "labelled": whether students can
     be fitted alone on the source; "classes": whether the networks are judged by one class a row}.
     """
-    from kdcache.metrics import find_metric
     from kdcache.objectives import compose
     from kdcache.sources import open_source
     from kdcache.student.memory import check_memory
@@ -36,10 +38,9 @@ def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]
     source = open_source(recipe.source)
     if recipe.eval_source:
         _check_evaluation(recipe, source)
-    for name in recipe.metrics:
-        find_metric(name)
     arrays = source.arrays
     positions = sequence_positions(arrays)
+    _check_metrics(recipe, positions)
     variants = store_recipes(recipe)
     plans, stored, classes = {}, {}, None
     for store, variant in variants.items():
@@ -51,9 +52,13 @@ def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]
         stored[store] = {field.name: field for field in plan.fields}
         classes = outputs_for(arrays, source.classes) or teacher.outputs
     assert classes is not None, "there is a teacher, and it has outputs"
+    labelled = "label" in arrays or bool(recipe.baseline)
+    alone = source if labelled else _learns(next(iter(variants.values())), source)
     for name, student in students.items():
         try:
-            _check_student(student, _zipped(student, stored, arrays), classes, positions, source)
+            views = _views(student, [variants[store] for store in student.stores], source)
+            _check_student(student, _zipped(student, stored, arrays), classes, positions, source, views)
+            _check_alone(student, classes, positions, alone)
             objective = compose(student.objective, _zipped(student, stored, arrays), classes)
             if not objective.needs_labels_only:  # of the labelled rows alone there may be few
                 for store in student.stores:
@@ -65,7 +70,7 @@ def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]
     single = "label" in judged and not judged["label"].shape and "target" not in judged
     return {
         "positions": positions,
-        "labelled": "label" in arrays or bool(recipe.baseline),
+        "labelled": labelled,
         "classes": single and recipe.metrics[:1] in ((), ("accuracy",)),
     }
 
@@ -73,14 +78,13 @@ def check_recipe(report: Report, recipe: Recipe, students: Mapping[str, Student]
 def _teacher(recipe: Recipe, source: Source, positions: int | None) -> FrozenTeacher:
     """A blank one, where it is yet to be fitted; the same shapes as the one to come."""
     from kdcache.models import InputSpec, build_model
-    from kdcache.objectives import compose
-    from kdcache.sources import check_same_vocabulary, open_source
+    from kdcache.sources import check_same_vocabulary
     from kdcache.student.language import check_language_model
     from kdcache.teacher.frozen import FrozenTeacher, load_teacher
 
     config = recipe.teacher
     assert config, "only called for a recipe with a teacher"
-    learns = open_source(config.source) if config.source else source
+    learns = _learns(recipe, source)
     check_same_vocabulary(_tokenizer(source), _tokenizer(learns), "source", "teacher.source")
     classes = outputs_for(learns.arrays, learns.classes)
     first, *others = named_arrays(config.inputs, source.arrays, "teacher")
@@ -91,36 +95,115 @@ def _teacher(recipe: Recipe, source: Source, positions: int | None) -> FrozenTea
     blank = build_model(config.model, config.args, input=first, outputs=classes, extra=others, positions=positions)
     if positions is not None:
         check_language_model(blank, config.model, first, positions, classes)
-    compose(config.objective or recipe.baseline or HARD_LABELS, _plain_fields(learns), classes)
+    named_arrays(config.inputs, learns.arrays, "teacher.source")
+    terms = config.objective or recipe.baseline or HARD_LABELS
+    _check_fit(terms, config.model, blank, [first, *others], _plain_fields(learns), learns, classes, config.fit)
     return FrozenTeacher(blank, InputSpec(), config, classes)
 
 
-def _check_student(student: Student, fields: Fields, classes: int, positions: int | None, source: Source) -> None:
-    from kdcache.models import build_model, check_vocabulary
+def _learns(recipe: Recipe, source: Source) -> Source:
+    """What the teacher is fitted on."""
+    from kdcache.sources import open_source
+
+    other = recipe.teacher.source if recipe.teacher else None
+    return open_source(other) if other else source
+
+
+def _check_metrics(recipe: Recipe, positions: int | None) -> None:
+    """Names and options; and on what the evaluation rows are judged, where it is not what a language model is by."""
+    from kdcache.metrics import check_options, fields_read, find_metric
+    from kdcache.sources import open_source
+
+    check_options({name: find_metric(name) for name in recipe.metrics}, recipe.metric_options)
+    if recipe.eval_source is None or positions is not None:
+        return
+    known = {"id", *open_source(recipe.eval_source).arrays}
+    for name in recipe.metrics:
+        for field in fields_read([name], ()):
+            if field not in known:
+                raise UsageError(f"metrics: {name} reads {field!r}, and eval_source has only {sorted(known)}")
+
+
+def _check_fit(
+    terms: Sequence[ObjectiveConfig],
+    model: str,
+    network: nn.Module,
+    samples: Sequence[Array],
+    fields: Fields,
+    source: Source,
+    classes: int,
+    train: TrainConfig,
+) -> None:
+    """UsageError for an objective that could not be learnt by this blank network from these fields."""
     from kdcache.objectives import compose
     from kdcache.objectives.term import item
+    from kdcache.recipe.rehearsal import rehearse
     from kdcache.student.job import check_augment, check_fused, check_together
-    from kdcache.student.language import check_language_model
     from kdcache.student.module import student_shapes
+
+    objective = compose(terms, fields, classes)
+    sequences = sequence_positions(source.arrays) is not None
+    check_together(objective, train)
+    if sequences:
+        check_augment(train)
+        check_fused(objective)
+    shapes = student_shapes(network, objective.taps, samples)
+    if not sequences:  # a language model's are made by its head, a few rows at a time
+        for term in objective.terms:
+            for output in term.outputs:
+                item(shapes, output, f"outputs of {model}", f"objective {term.name} reads it; name one of these")
+    rehearse(objective, fields, shapes, source, sequences)
+
+
+def _check_alone(student: Student, classes: int, positions: int | None, source: Source) -> None:
+    """What the student alone learns, from the source's own fields."""
+    from kdcache.models import build_model
+
+    fields = _plain_fields(source)
+    try:
+        samples = named_arrays(student.inputs, source.arrays, "inputs")
+        first, *others = samples
+        network = build_model(
+            student.model, student.args, input=first, outputs=classes, extra=others, positions=positions
+        )
+        _check_fit(student.baseline, student.model, network, samples, fields, source, classes, student.train)
+    except UsageError as error:
+        raise UsageError(f"alone, as the baseline: {error}") from error
+
+
+def _views(student: Student, variants: Sequence[Recipe], source: Source) -> ViewsSpec | None:
+    """Those of the student's stores, which all have the same."""
+    from kdcache.views import ViewsSpec
+
+    config = next((variant.views for variant in variants if variant.views), None)
+    return ViewsSpec(config, source.arrays["input"]) if config else None
+
+
+def _check_student(
+    student: Student,
+    fields: Fields,
+    classes: int,
+    positions: int | None,
+    source: Source,
+    views: ViewsSpec | None,
+) -> None:
+    from kdcache.models import build_model, check_vocabulary, load_weights, partial_weights
+    from kdcache.objectives import compose
+    from kdcache.student.job import check_views, chosen_view
+    from kdcache.student.language import check_language_model
 
     objective = compose(student.objective, fields, classes)
     samples = named_arrays(student.inputs, {name: field.array for name, field in fields.items()}, "inputs")
     first, *others = samples
     network = build_model(student.model, student.args, input=first, outputs=classes, extra=others, positions=positions)
     check_vocabulary(network, student.model, _tokenizer(source))
-    check_together(objective, student.train)
     if positions is not None:
         check_language_model(network, student.model, first, positions, classes)
-        check_augment(student.train)
-        check_fused(objective)
-    shapes = student_shapes(network, objective.taps, samples)
-    if positions is None:  # a language model's are made by its head, a few rows at a time
-        for term in objective.terms:
-            for output in term.outputs:
-                item(
-                    shapes, output, f"outputs of {student.model}", f"objective {term.name} reads it; name one of these"
-                )
-    objective.adapters(shapes, source.ids())
+    if student.weights is not None:
+        partial_weights(network, load_weights(student.weights)[0], student.weights)
+    view = chosen_view(views, student.view, "view")
+    check_views(objective, views, fields, view, student.train, "view")
+    _check_fit(student.objective, student.model, network, samples, fields, source, classes, student.train)
 
 
 def _zipped(student: Student, stored: Mapping[str | None, Fields], shared: Collection[str]) -> Fields:

@@ -25,7 +25,11 @@ _POSITIONS = 8  # of sequences, whose losses see tokens as rows
 
 
 def rehearse(
-    objective: Objective, fields: Mapping[str, StoredField], shapes: Mapping[str, Shape], source: Source, sequences: bool
+    objective: Objective,
+    fields: Mapping[str, StoredField],
+    shapes: Mapping[str, Shape],
+    source: Source,
+    sequences: bool,
 ) -> None:
     """UsageError for a term that refuses a value of its options or a shape, or does not give a finite number.
 
@@ -61,7 +65,7 @@ def rehearse(
                     f"student, {', '.join(term.outputs)}, with {', '.join(theirs)} of the store, "
                     f"{', '.join(term.fields)} ({type(error).__name__}: {error}): choose another tap, output or field"
                 ) from error
-            values = [float(value) for value in (found if isinstance(found, tuple) else (found,))]
+            values = [float(value.detach()) for value in (found if isinstance(found, tuple) else (found,))]
             if not all(map(math.isfinite, values)):
                 given = ", ".join(f"{key} = {value}" for key, value in term.options.items())
                 raise UsageError(
@@ -79,9 +83,7 @@ def _first_rows(source: Source, rows: int) -> dict[str, torch.Tensor]:
     return {"id": torch.from_numpy(ids), **{name: torch.from_numpy(np.array(values)) for name, values in read.items()}}
 
 
-def _entry(
-    name: str, field: StoredField, plain: Mapping[str, torch.Tensor], rows: int, classes: int
-) -> Targets:
+def _entry(name: str, field: StoredField, plain: Mapping[str, torch.Tensor], rows: int, classes: int) -> Targets:
     """What a batch of the store holds under this name."""
     import torch
 

@@ -41,6 +41,11 @@ def _quoted(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             if row:  # a blank line is none
                 yield reader.line_num, row
     except csv.Error as error:
+        if "field limit" in str(error):
+            most = csv.field_size_limit()
+            raise SourceError(
+                f"{path}: line {reader.line_num}: a cell of more than {most} characters; cut it"
+            ) from error
         raise SourceError(
             f"{path}: line {reader.line_num}: wrongly quoted ({error}); a quotation mark inside a quoted cell is "
             "written twice, and every quoted cell is closed"

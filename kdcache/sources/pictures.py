@@ -65,5 +65,11 @@ def _bounded(path: Path, size: tuple[int, int]) -> tuple[int, int]:
 
 def check_inside(root: Path, path: Path) -> None:
     """TrustError for a link that leads out of `root`, which is absolute: a stranger's folder would copy other files."""
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
-        raise TrustError(f"{path}: a link to {path.resolve()}, outside of the folder {root}; copy the files instead")
+    if not path.is_symlink():
+        return
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:  # a link that leads back to itself
+        raise SourceError(f"{path}: a link that leads nowhere ({error}); copy the file instead") from error
+    if not target.is_relative_to(root):
+        raise TrustError(f"{path}: a link to {target}, outside of the folder {root}; copy the files instead")

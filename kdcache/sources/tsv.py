@@ -22,6 +22,8 @@ from kdcache.sources.vocabulary import chosen_tokenizer, sentences_of
 
 __all__ = ["open_tsv"]
 
+_MOST_TOKENS = 1 << 30  # 4 GiB of int32, which are in memory at once
+
 
 def open_tsv(
     paths: Sequence[Path],
@@ -68,6 +70,11 @@ def _padded(ids: Sequence[NDArray[np.int32]], length: int, tokenizer: Tokenizer,
     room = length - len(before) - len(after)
     if room < 1:
         raise UsageError(f"[source] length = {length}: a row holds {len(before) + len(after)} special tokens, so more")
+    if len(ids) * length > _MOST_TOKENS:
+        raise UsageError(
+            f"[source] length = {length}: {len(ids)} rows of it are more than the {_MOST_TOKENS} tokens that fit; the "
+            f"longest sentence has {max(map(len, ids))}, so give less"
+        )
     rows = np.full((len(ids), length), pad, np.int32)
     for row, one in zip(rows, ids, strict=True):
         tokens = [*before, *one[:room], *after]

@@ -19,6 +19,9 @@ from kdcache.sources.voc_sets import annotated, image_of, image_set
 
 __all__ = ["VocSource", "open_voc"]
 
+_MOST_PIXELS = 1 << 26
+_MOST_BOXES = 1 << 26  # of all images together; 24 bytes each, in memory at once
+
 
 class VocSource:
     """Images with their boxes, decoded when they are read; ids number all images of the folder by name.
@@ -127,7 +130,10 @@ def open_voc(
         raise UsageError(f"{name}: [source] needs `size`, a side in pixels or [height, width], to scale the images to")
     if config.mask_size and not config.mask:
         raise UsageError("[source] `mask_size` is for masks; add mask = true")
-    size = _pair(config.size)
+    size, mask_size = _pair(config.size), _pair(config.mask_size or config.size)
+    for key, pair in (("size", size), ("mask_size", mask_size)):
+        if pair[0] * pair[1] > _MOST_PIXELS:
+            raise UsageError(f"[source] {key} = {list(pair)}: more than the {_MOST_PIXELS} pixels of an image")
     root = root.resolve()
     stems = annotated(root)
     annotations = [read_annotation(root / "Annotations" / f"{stem}.xml") for stem in stems]
@@ -143,6 +149,10 @@ def open_voc(
         stem = stems[max(range(len(stems)), key=lambda each: len(annotations[each].boxes))]
         raise UsageError(f"[source] boxes = {room}: {stem} has {most}; give at least so many, or leave it out")
     ids = image_set(root, stems, split, name)
+    if len(ids) * room > _MOST_BOXES:
+        raise UsageError(
+            f"[source] boxes = {room}: of {len(ids)} images, more than the {_MOST_BOXES} that fit; {most} are enough"
+        )
     images = [image_of(root, stems[place]) for place in ids]
     boxes = np.full((len(ids), room, 4), -1, np.float32)
     classes = np.full((len(ids), room), -1, np.int64)
@@ -153,8 +163,7 @@ def open_voc(
         boxes[row, :count] = inside[kept]
         classes[row, :count] = np.array([1 + names.index(each) for each in annotations[place].names], np.int64)[kept]
         clipped, dropped = clipped + reached_out, dropped + len(kept) - count
-    masks = _pair(config.mask_size or size) if config.mask else None
-    source = VocSource(name, images, ids, boxes, classes, names, size, masks)
+    source = VocSource(name, images, ids, boxes, classes, names, size, mask_size if config.mask else None)
     source.clipped, source.dropped = clipped, dropped
     return source
 

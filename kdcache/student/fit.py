@@ -58,6 +58,7 @@ def fit(
     the loss is no longer finite, Interrupted after SIGINT or SIGTERM. Seeds torch's global generator.
     """
     # Imported here, so that the package's door can hold this function without waiting for torch.
+    import numpy as np
     import torch
 
     from kdcache.loader.views import check_replay, views_of
@@ -121,7 +122,7 @@ def fit(
         torch.manual_seed(seed)
         network = build_student(job)
         shapes = student_shapes(network, job.objective.taps, data.inputs(job.inputs))
-        adapters = job.objective.adapters(shapes, data.ids)
+        adapters = job.objective.adapters(shapes, np.sort(data.ids))
         fitted = Fitted(
             network,
             adapters,

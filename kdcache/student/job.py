@@ -15,9 +15,11 @@ from kdcache.loader.views import View, check_view
 from kdcache.metrics import check_options, find_metric
 from kdcache.models import InputSpec, weights_digest
 from kdcache.objectives import Objective, compose
+from kdcache.store import StoredField
 from kdcache.student.data import Data
 from kdcache.student.metrics import Metrics
 from kdcache.student.rows import Rows, choose_rows, evaluation_interval, planned_steps, steps_per_epoch
+from kdcache.views import ViewsSpec
 
 __all__ = ["Job", "check_augment", "check_fused", "check_together", "check_views", "chosen_view", "plan_job"]
 
@@ -94,35 +96,40 @@ def check_fused(objective: Objective) -> None:
             )
 
 
-def chosen_view(data: Data, view: View) -> View:
+def chosen_view(views: ViewsSpec | None, view: View, place: str) -> View:
     """The view that a fit sees: of a store with views another each epoch unless it asks for something else."""
-    found: View = "cycle" if view is None and data.views is not None else view
-    return check_view(found, data.views, data.place)
+    found: View = "cycle" if view is None and views is not None else view
+    return check_view(found, views, place)
 
 
-def check_views(objective: Objective, data: Data, view: View, train: TrainConfig) -> None:
-    """UsageError where a fit on views would learn what is not so."""
-    if view is None or data.views is None:
+def check_views(
+    objective: Objective,
+    views: ViewsSpec | None,
+    fields: Mapping[str, StoredField],
+    view: View,
+    train: TrainConfig,
+    place: str,
+) -> None:
+    """UsageError where a fit on views would learn what is not so; `view` is the chosen one."""
+    if view is None or views is None:
         return
-    if data.views.mixes and (named := [term.name for term in objective.terms if "label" in term.fields]):
+    if views.mixes and (named := [term.name for term in objective.terms if "label" in term.fields]):
         raise UsageError(
             f"objective {named[0]}: it reads one label a row, and these views are mixed of two images: leave it "
             "out, or dump views without mixup and cutmix"
         )
-    moved = data.views.config.crop or data.views.config.shift or data.views.config.flip
+    moved = views.config.crop or views.config.shift or views.config.flip
     placed = {
-        name
-        for name, field in data.fields.items()
-        if name.startswith("boxes") or (name == "label" and field.array.shape)
+        name for name, field in fields.items() if name.startswith("boxes") or (name == "label" and field.array.shape)
     }
     if moved and (wrong := placed & set(objective.fields)):
         raise UsageError(
-            f"{data.place}: these views move what is in the image, and the objective reads {min(wrong)}, which stays "
+            f"{place}: these views move what is in the image, and the objective reads {min(wrong)}, which stays "
             "where it was; dump views without crop, shift and flip, or leave that term out"
         )
     if view == "all" and train.accumulate > 1:
         raise UsageError(
-            f'view = "all" shows every row of a batch in {data.views.count} views, and train.accumulate = '
+            f'view = "all" shows every row of a batch in {views.count} views, and train.accumulate = '
             f"{train.accumulate} would cut across them; set it to 1, or lower train.batch_size"
         )
 
@@ -165,14 +172,14 @@ def plan_job(
     metric_options: Mapping[str, Any] | None = None,
 ) -> Job:
     """Decide a fit; the parameters are those of `fit`."""
-    view = chosen_view(data, view)
+    view = chosen_view(data.views, view, data.place)
     fields, facts = data.seen(view)
     composed = compose(objective, fields, data.outputs, facts)
     if data.positions is not None:
         check_augment(train)
         check_fused(composed)
     check_together(composed, train)
-    check_views(composed, data, view, train)
+    check_views(composed, data.views, data.fields, view, train, data.place)
     check_options({name: find_metric(name) for name in metrics}, metric_options or {})
     rows = choose_rows(data, train, composed.needs_labels_only if labels_only_rows is None else labels_only_rows)
     count = int(rows.train.sum())

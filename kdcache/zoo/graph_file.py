@@ -22,6 +22,7 @@ from kdcache.errors import SourceError
 __all__ = ["Graph", "read_graph"]
 
 _MOST = 1 << 30  # bytes of one array, and of the features once they are dense
+_MOST_CLASSES = 1 << 31
 _ARRAYS: dict[str, tuple[str, int]] = {
     "x_data": ("f", 1),
     "x_indices": ("iu", 1),
@@ -70,8 +71,10 @@ def read_graph(path: Path) -> Graph:
         raise SourceError(f"{path}: not an npz file, or damaged ({type(error).__name__}: {error})") from error
     y = arrays["y"].astype(np.int64)
     nodes = len(y)
-    if not nodes or int(y.min()) < -1 or int(y.max()) < 0:
-        raise SourceError(f"{path}: y must give classes 0, 1, ... of one or more nodes, -1 where there is none")
+    if not nodes or int(y.min()) < -1 or not 0 <= int(y.max()) < _MOST_CLASSES:
+        raise SourceError(
+            f"{path}: y must give classes 0, 1, ... below {_MOST_CLASSES} of one or more nodes, -1 where there is none"
+        )
     x = _features(path, arrays, nodes)
     masks = {name: arrays[f"{name}_mask"].copy() for name in ("train", "val", "test")}
     for name, mask in masks.items():
@@ -132,14 +135,14 @@ def _features(path: Path, arrays: dict[str, npt.NDArray[Any]], nodes: int) -> np
         raise SourceError(f"{path}: x_data has {len(values)} values and x_indices {len(columns)}")
     if len(columns) and not 0 <= columns.min() <= columns.max() < shape[1]:
         raise SourceError(f"{path}: x_indices holds a feature outside 0 ... {shape[1] - 1}")
-    if not np.isfinite(values).all():
-        raise SourceError(f"{path}: x_data holds NaN or infinity")
+    if not (np.abs(values) <= np.finfo(np.float32).max).all():
+        raise SourceError(f"{path}: x_data holds NaN, infinity or a number beyond float32")
     places = np.repeat(np.arange(nodes), np.diff(starts)) * shape[1] + columns
     if len(np.unique(places)) < len(places):
         raise SourceError(f"{path}: x_indices gives a node the same feature twice")
     x = np.zeros((nodes, shape[1]), np.float32)
     x.reshape(-1)[places] = values
-    total = np.abs(x).sum(1, keepdims=True)
+    total = np.abs(x).sum(1, keepdims=True, dtype=np.float64)
     np.divide(x, total, out=x, where=total > 0)
     return x
 

@@ -102,3 +102,16 @@ def test_cora(data_root: Path) -> None:
     np.testing.assert_allclose(rows["input"].sum(1)[rows["input"].any(1)], 1, rtol=1e-5)
     assert train.class_names[3] == "Neural_Networks"
     assert train.classes == test.classes == 7
+
+
+def test_features_at_the_edge_of_float32(tmp_path: Path) -> None:
+    """Their magnitudes sum to more than float32 holds, and are divided by it all the same; beyond it they are refused."""
+    source = opened(write(tmp_path / "large.npz", x_data=np.full(15, 3e38)))
+    np.testing.assert_allclose(source.read(source.ids())["input"].sum(axis=1), 1, rtol=1e-6)
+    with pytest.raises(SourceError, match="beyond float32"):
+        opened(write(tmp_path / "larger.npz", x_data=np.full(15, 1e300)))
+
+
+def test_classes_that_no_network_has(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="must give classes"):
+        opened(write(tmp_path / "toy.npz", y=np.array([0, 1, 2, 0, 2**62])))

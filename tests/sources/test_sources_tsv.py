@@ -170,3 +170,14 @@ def test_sst2(data_root: Path) -> None:
         after_end = np.cumsum(rows["input"] == 3, axis=1) - (rows["input"] == 3)
         assert not (rows["input"] * after_end).any(), "[PAD] is 0 and nothing else follows [SEP]"
     assert len({source.extra["tokenizer"]["vocabulary"] for source in found.values()}) == 1
+
+
+def test_rows_that_no_memory_holds_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "good\t1\nbad\t0\n")
+    with pytest.raises(UsageError, match="the longest sentence has 4"):
+        opened(path, length=2**39)
+
+
+def test_a_cell_that_is_too_large_is_not_called_wrongly_quoted(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="line 1: a cell of more than 131072 characters"):
+        opened(write(tmp_path / "a.csv", '"' + "x" * 200_000 + '",1\n'))

@@ -226,3 +226,23 @@ def test_bccd(data_root: Path) -> None:
     found = masked.read(masked.ids())
     green = found["input"][:, 1].reshape(len(masked), -1)
     assert green[found["label"] == 2].mean() < green[found["label"] == 0].mean() - 30
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"size": 2**20}, "size = "),
+        ({"mask": True, "mask_size": 2**39}, "mask_size = "),
+        ({"boxes": 2**39}, "boxes = "),
+    ],
+)
+def test_sizes_that_no_memory_holds_are_refused(cells: Path, keys: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        opened(cells, **keys)
+
+
+def test_a_link_to_itself(cells: Path) -> None:
+    (cells / "Annotations" / "a.xml").unlink()
+    (cells / "Annotations" / "a.xml").symlink_to("a.xml")
+    with pytest.raises(SourceError, match=r"a\.xml"):
+        opened(cells)

@@ -45,3 +45,26 @@ def plain_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         features=flat[:, 20:40].copy(),
         format="hdf5",
     )
+
+
+@pytest.fixture(scope="session")
+def rich_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 digits with dense soft labels, and of each image what is known of it: a fact, scores, maps of two depths."""
+    inputs, labels = digits()
+    images = inputs[:300].astype(np.float32) / 16
+    halves = images.reshape(-1, 4, 2, 4, 2)
+    shallow = np.stack([halves.mean((2, 4)), halves.max((2, 4))], 1)
+    return write_store(
+        tmp_path_factory.mktemp("stores") / "rich",
+        inputs[:300],
+        labels[:300],
+        block_rows=64,
+        logits=soft_labels(inputs, labels)[:300],
+        more={
+            "fact": images.reshape(-1, 4, 16).mean(2),
+            "features.deep": np.ascontiguousarray(shallow.reshape(-1, 2, 2, 2, 2, 2).mean((3, 5))),
+            "features.shallow": shallow,
+            "features.vector": shallow.reshape(-1, 32),
+            "scores": np.ascontiguousarray(images[:, :3].mean(2)),
+        },
+    )

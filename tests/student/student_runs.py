@@ -5,20 +5,29 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdcache.config import EarlyStopping, ObjectiveConfig, TrainConfig
 from kdcache.errors import Interrupted
-from kdcache.student import FitResult, fit
+from kdcache.metrics import Judged
+from kdcache.student import FitResult, Progress, fit
 
 KD = [ObjectiveConfig(name="kd", weight=0.9, temperature=2.0), ObjectiveConfig(name="ce", weight=0.1)]
 CE = [ObjectiveConfig(name="ce")]
 HINT = [*KD, ObjectiveConfig(name="hint", field="features.hidden", tap="0", weight=0.5)]
 MLP_HINT = [*KD, ObjectiveConfig(name="hint", field="features.hidden", tap="layers.0")]
+AGAINST = ObjectiveConfig.model_validate(
+    {"name": "adversarial", "weight": 0.3, "form": "hinge", "hidden": 16, "lr": 0.01}
+)
+BANKS = ObjectiveConfig.model_validate(
+    {"name": "crd", "weight": 0.02, "field": "features.hidden", "tap": "0", "negatives": 40, "width": 8}
+)
 
 
 def dropout_net(input_shape: tuple[int, ...], num_classes: int, hidden: int = 24) -> nn.Module:
@@ -40,6 +49,39 @@ def eleven_outputs(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 def no_parameters(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """A network that has nothing to learn with."""
     return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(num_classes))
+
+
+class Told(nn.Module):
+    """Sees an image and a fact; says the class, and scores."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int, fact: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 24), nn.ReLU())
+        self.head, self.scores = nn.Linear(24 + fact, classes), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor, fact: Tensor) -> dict[str, Tensor]:
+        seen = self.body(x)
+        return {"logits": self.head(torch.cat([seen, fact], 1)), "scores": self.scores(seen)}
+
+
+def told(input_shape: tuple[int, ...], num_classes: int, fact: int = 4) -> nn.Module:
+    return Told(input_shape, num_classes, fact)
+
+
+def confidence(judged: Judged) -> dict[str, float]:
+    """A metric of one's own: the mean of the largest probability."""
+    return {"confidence": float(judged.outputs["logits"].softmax(1).amax(1).mean())}
+
+
+class StopAt(Progress):
+    """Asks this process to stop after a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, step: int) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def small(store: Path, out: Path, **change: Any) -> FitResult:
@@ -82,13 +124,28 @@ def with_hint(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:
     )
 
 
+def contested(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:
+    """A discriminator with an optimiser of its own, and banks that remember every row."""
+    return small(
+        store,
+        out,
+        epochs=16,
+        batch_size=33,
+        model="student_runs:dropout_net",
+        args={},
+        objective=[*KD, AGAINST, BANKS],
+        schedule="cosine",
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
 def in_bf16(store: Path, out: Path, checkpoint_seconds: float) -> FitResult:
     """Mixed precision, on a CPU whose newer bf16 instructions a virtual machine may announce and not run."""
     os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
     return small(store, out, epochs=2, precision="bf16", checkpoint_seconds=checkpoint_seconds)
 
 
-RUNS = {"augmented": augmented, "with_hint": with_hint, "in_bf16": in_bf16}
+RUNS = {"augmented": augmented, "with_hint": with_hint, "contested": contested, "in_bf16": in_bf16}
 
 
 # Forked from a server that has imported the heavy libraries once: a real process each, started in no time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,10 @@ def write_store(
     format: str = "parquet",
     first_id: int = 0,
     statistics: bool = True,
+    more: Mapping[str, NDArray[Any]] | None = None,
     **configuration: Any,
 ) -> Path:
-    """A finished store of these rows, in a shuffled order."""
+    """A finished store of these rows, in a shuffled order; `more` are fields that are kept as they are."""
     sample = Array(inputs.dtype.name, inputs.shape[1:])
     fields = [plain_field("id", Array("int64")), plain_field("input", sample)]
     encoded: dict[str, NDArray[Any]] = {
@@ -59,6 +61,9 @@ def write_store(
     if labels is not None:
         fields.append(plain_field("label", Array("int64")))
         encoded["label"] = labels
+    for name, values in (more or {}).items():
+        fields.append(plain_field(name, Array(values.dtype.name, values.shape[1:])))
+        encoded[name] = values
     outputs = (("logits", logits, codec, configuration), ("features.hidden", features, "dense", {}))
     for name, values, kind, options in outputs:
         if values is None:

@@ -46,7 +46,7 @@ def fitted_by(processes: int, kind: str, store: Path, folder: Path) -> list[list
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["hinted", "tokens"])
+@pytest.mark.parametrize("kind", ["hinted", "tokens", "relations", "contest"])
 def test_two_processes_take_the_steps_of_one(kind: str, plain_store: Path, tmp_path: Path) -> None:
     store = plain_store
     if kind == "tokens":  # with another number of scored positions in every row
@@ -66,6 +66,7 @@ def test_two_processes_take_the_steps_of_one(kind: str, plain_store: Path, tmp_p
     for ours, theirs in zip(*(read_metrics(tmp_path / name / "run") for name in ("one", "two")), strict=True):
         assert (ours["step"], ours["split"]) == (theirs["step"], theirs["split"])
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours.get("terms") == pytest.approx(theirs.get("terms"), rel=1e-3)
     results = [json.loads((tmp_path / name / "run/result.json").read_bytes()) for name in ("one", "two")]
     assert results[0]["identity"] == results[1]["identity"]
     assert results[0]["steps"] == results[1]["steps"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import time
@@ -11,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from student_runs import RUNS, begin, small
+from student_runs import RUNS, StopAt, begin, small
 
 from kdcache.errors import CheckpointError, Interrupted
 from kdcache.student import Progress, read_metrics
@@ -33,7 +32,7 @@ class Lines(Progress):
 
 @pytest.fixture
 def stores(digits_store: Path, plain_store: Path) -> dict[str, Path]:
-    return {"augmented": digits_store, "with_hint": plain_store}
+    return {"augmented": digits_store, "with_hint": plain_store, "contested": plain_store}
 
 
 def newest(out: Path) -> int:
@@ -48,7 +47,7 @@ def wait_for(process: BaseProcess, out: Path, step: int) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("augmented", 0.0), ("with_hint", 0.1)])
+@pytest.mark.parametrize(("name", "seconds"), [("augmented", 0.0), ("with_hint", 0.1), ("contested", 0.1)])
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
     name: str, seconds: float, stores: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -87,17 +86,6 @@ def test_sigterm_writes_a_checkpoint_and_exits_75(stores: dict[str, Path], tmp_p
     RUNS["augmented"](stores["augmented"], tmp_path / "run", 30.0)
     RUNS["augmented"](stores["augmented"], tmp_path / "whole", 30.0)
     assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
-
-
-class StopAt(Progress):
-    """Asks this process to stop after a step, as Ctrl-C does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def stepped(self, step: int) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def stopped_at(step: int, store: Path, out: Path, seconds: float = 0.0) -> None:
