@@ -15,20 +15,26 @@ __all__ = ["key_reference"]
 
 
 def key_reference() -> Iterator[str]:
-    """Lines: each table once, then its keys with type, default and meaning."""
-    seen: set[type[BaseModel]] = set()
+    """Lines: each table once, under every name that it may have, then its keys with type, default and meaning."""
+    places: dict[type[BaseModel], list[str]] = {}
     waiting: list[tuple[str, type[BaseModel]]] = [("", Recipe)]
     while waiting:
         name, table = waiting.pop(0)
-        if table in seen:
+        if table in places:
+            places[table].append(name)
             continue
-        seen.add(table)
-        yield f"[{name}]  {(table.__doc__ or '').strip().splitlines()[0]}" if name else "at the top"
+        places[table] = [name]
+        waiting += [
+            (f"{name}.{key}".lstrip(".") + _many(field.annotation), inner)
+            for key, field in table.model_fields.items()
+            if (inner := _table_in(field.annotation)) is not None
+        ]
+    for table, names in places.items():
+        header = ", ".join(f"[[{name[:-2]}]]" if name.endswith("[]") else f"[{name}]" for name in names)
+        yield f"{header}  {(table.__doc__ or '').strip().splitlines()[0]}" if names[0] else "at the top"
         for key, field in table.model_fields.items():
-            if (inner := _table_in(field.annotation)) is None:
+            if _table_in(field.annotation) is None:
                 yield f"  {key:<18} {_kind(field.annotation):<34} {_default(field)}{_meaning(field)}".rstrip()
-            else:
-                waiting.append((f"{name}.{key}".lstrip(".") + _many(field.annotation), inner))
         yield ""
 
 

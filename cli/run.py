@@ -9,8 +9,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from .options import as_json, command_line, jobs, open_recipe, out, overrides, recipe_argument
 from .numbers import numbers
+from .options import as_json, command_line, jobs, open_recipe, out, overrides, recipe_argument
 from .progress import Bars
 from .table import print_results
 

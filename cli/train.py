@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+
 import click
 
 from kdcache.errors import UsageError
 from kdcache.recipe_students import Student, resolve_students
 
-from .options import as_json, folder, open_recipe, out, overrides, recipe_argument
 from .numbers import numbers
+from .options import as_json, folder, open_recipe, out, overrides, recipe_argument
 from .progress import Bars
 
 __all__ = ["evaluate", "train"]

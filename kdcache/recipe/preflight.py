@@ -201,8 +201,8 @@ def _check_student(
         check_language_model(network, student.model, first, positions, classes)
     if student.weights is not None:
         partial_weights(network, load_weights(student.weights)[0], student.weights)
-    view = chosen_view(views, student.view, "view")
-    check_views(objective, views, fields, view, student.train, "view")
+    asked: Any = student.view  # whose kind its table has checked
+    check_views(objective, views, fields, chosen_view(views, asked, "[views]"), student.train, "[views]")
     _check_fit(student.objective, student.model, network, samples, fields, source, classes, student.train)
 
 

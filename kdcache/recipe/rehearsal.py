@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def _entry(name: str, field: StoredField, plain: Mapping[str, torch.Tensor], row
     """What a batch of the store holds under this name."""
     import torch
 
-    from kdcache.codecs import CODECS
+    from kdcache.codecs import CODECS, QuantisedLogits
 
     if name in plain:
         return plain[name]
@@ -95,12 +95,13 @@ def _entry(name: str, field: StoredField, plain: Mapping[str, torch.Tensor], row
     if not array.dtype.startswith(("float", "bfloat")):  # labels of positions
         return torch.randint(classes, (rows,))
     shape = array.shape[-1:] if sequence else array.shape
-    values: Any = torch.randn(rows, *shape)
+    values = torch.randn(rows, *shape)
     codec = CODECS.get(field.codec)
     if codec is None or codec.NEEDS_PILOT or field.codec == "dense":
-        return values.to(torch.float32)
+        return values
     reduced = type(array)(array.dtype, shape)
     keys = torch.arange(values[..., 0].numel()).reshape(values.shape[:-1])
     stored = codec.encode(values, field.configuration, {}, keys)
     decoded = codec.decode(stored, reduced, field.configuration, {})
-    return decoded if name.partition("@")[0] == "logits" or isinstance(decoded, torch.Tensor) else decoded.dense()
+    # As a reader does: only losses on logits know what to do with codes.
+    return decoded.dense() if isinstance(decoded, QuantisedLogits) and field.name != "logits" else decoded

@@ -165,3 +165,14 @@ def test_the_installed_command_refuses_alike(folder: Path) -> None:
     one_error_line(call("run", bad, "--out", folder / "run"), 64, "'stroe'", "'store'")
     one_error_line(call("dump", folder, "--out", folder / "run"), 64, str(folder))
     assert RECIPE.count("[store]") == 1
+
+
+def test_a_table_is_listed_under_every_name_that_it_may_have() -> None:
+    done = call("recipes", "--keys")
+    assert done.code == 0, done.err
+    for names in (
+        "[source], [eval_source], [teacher.source]",
+        "[teacher], [teachers.NAME]",
+        "[[objective]], [[baseline]]",
+    ):
+        assert names in done.out

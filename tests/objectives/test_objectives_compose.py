@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-import kdcache.objectives
 from kdcache.arrays import Array
 from kdcache.codecs import SparseLogits
 from kdcache.config import ObjectiveConfig
 from kdcache.errors import UsageError
-from kdcache.objectives import OBJECTIVES, Objective, ce, compose, dkd, hint, jsd, kd, mse_logits
+from kdcache.objectives import OBJECTIVES, Objective, ce, compose, dkd, jsd, kd, mse_logits
 
 
 @dataclass(frozen=True)

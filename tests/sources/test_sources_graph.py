@@ -105,7 +105,7 @@ def test_cora(data_root: Path) -> None:
 
 
 def test_features_at_the_edge_of_float32(tmp_path: Path) -> None:
-    """Their magnitudes sum to more than float32 holds, and are divided by it all the same; beyond it they are refused."""
+    """Their magnitudes sum to more than float32 holds, and are divided by it all the same."""
     source = opened(write(tmp_path / "large.npz", x_data=np.full(15, 3e38)))
     np.testing.assert_allclose(source.read(source.ids())["input"].sum(axis=1), 1, rtol=1e-6)
     with pytest.raises(SourceError, match="beyond float32"):
