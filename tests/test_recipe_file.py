@@ -313,6 +313,10 @@ def test_a_recipe_without_students(tmp_path: Path) -> None:
 # grid
 
 
+def terms(student: Student) -> list[tuple[str, float, float | None]]:
+    return [(term.name, term.weight, term.options.get("temperature")) for term in student.objective]
+
+
 def test_the_grid_multiplies_its_axes(tmp_path: Path) -> None:
     text = (
         GOOD
@@ -325,7 +329,7 @@ def test_the_grid_multiplies_its_axes(tmp_path: Path) -> None:
     found = students(tmp_path, text)
     assert list(found) == [f"kd.weight={w},kd.temperature={t}" for w in (0.1, 0.5) for t in (1.0, 4.0)]
     last = found["kd.weight=0.5,kd.temperature=4.0"]
-    assert [(t.name, t.weight, t.options.get("temperature")) for t in last.objective] == [("kd", 0.5, 4.0), ("ce", 0.5, None)]
+    assert terms(last) == [("kd", 0.5, 4.0), ("ce", 0.5, None)]
     assert last.train == students(tmp_path, GOOD)["student"].train
 
 
@@ -348,7 +352,7 @@ def test_the_grid_sets_train_args_and_model(tmp_path: Path) -> None:
 def test_two_terms_of_one_name_stay_two(tmp_path: Path) -> None:
     text = GOOD.replace('name = "ce"', 'name = "kd"\ntemperature = 8.0')
     (cell,) = students(tmp_path, text + '[grid]\n"kd.1.weight, kd.weight" = [[0.3, 0.7]]\n').values()
-    assert [(t.name, t.weight, t.options.get("temperature")) for t in cell.objective] == [("kd", 0.7, 2.0), ("kd", 0.3, 8.0)]
+    assert terms(cell) == [("kd", 0.7, 2.0), ("kd", 0.3, 8.0)]
     assert cell.name == "kd.1.weight=0.3"
 
 

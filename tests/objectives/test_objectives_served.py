@@ -134,4 +134,9 @@ def test_a_codec_decodes_to_what_composing_takes_it_for(codec: str) -> None:
 
 
 def test_draws_serve_what_is_linear_in_the_teacher() -> None:
-    assert sorted(name for name, spec in OBJECTIVES.items() if spec.sampled) == ["hard_label", "kd", "soft_ce"]
+    assert sorted(name for name, spec in OBJECTIVES.items() if spec.sampled) == [
+        "deit",
+        "hard_label",
+        "kd",
+        "soft_ce",
+    ]

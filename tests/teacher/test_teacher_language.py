@@ -192,13 +192,13 @@ def test_keys_are_of_the_sample_and_the_position(folder: Path) -> None:
     frozen = load_teacher(recipe.teacher, source.arrays, source.classes, InputSpec())
     ids = source.ids()[[5, 3]]
     field = StoredField("logits", Array("float32", (LENGTH - 1, 257)), "dense", {"dtype": "float32"}, {})
-    pieces = list(_pieces(field, run_ids(frozen, source, ids), frozen, ids))
+    pieces = list(_pieces(field, 0, run_ids(frozen, source, ids), frozen, ids))
     keys = torch.cat([keys for *_, keys in pieces])
     assert keys.tolist() == [row * (LENGTH - 1) + t for row in (5, 3) for t in range(LENGTH - 1)]
     for targets in (LENGTH, LENGTH - 2):
         other = StoredField("logits", Array("float32", (targets, 257)), "dense", {"dtype": "float32"}, {})
         with pytest.raises(UsageError, match=rf"gives {LENGTH - 1} targets a row, the store holds exactly {targets}"):
-            next(_pieces(other, run_ids(frozen, source, ids), frozen, ids))
+            next(_pieces(other, 0, run_ids(frozen, source, ids), frozen, ids))
 
 
 def test_the_pilot_is_of_scored_positions(folder: Path) -> None:
@@ -455,5 +455,7 @@ def test_a_causal_model_of_transformers_with_its_own_tokenizer(folder: Path) -> 
 
 
 def test_source_config_is_checked_before_any_teacher() -> None:
-    with pytest.raises(UsageError, match="`document` is not for dataset, which takes label, split"):
+    with pytest.raises(
+        UsageError, match="`document` is not for dataset, which takes channels, facts, label, labels_also"
+    ):
         open_source(SourceConfig(dataset="digits", document="line"))

@@ -81,7 +81,7 @@ def test_cora() -> None:
         ({"x_indices": np.array([0, 2, 1, 0, -1])}, "outside 0 ... 2"),
         ({"x_indices": np.array([2, 2, 1, 0, 2])}, "the same feature twice"),
         ({"x_data": np.ones(4, np.float32)}, "x_data has 4 values and x_indices 5"),
-        ({"x_data": np.array([1, 1, np.nan, 1, 1])}, "NaN or infinity"),
+        ({"x_data": np.array([1, 1, np.nan, 1, 1])}, "NaN, infinity or a number beyond float32"),
         ({"x_indptr": np.array([0, 4, 2, 5, 5])}, "x_indptr must rise"),
         ({"x_indptr": np.array([0, 2, 4, 5])}, "x_indptr must rise"),
         ({"x_indptr": np.array([0, 2, 4, 5, 6])}, "x_indptr must rise"),
